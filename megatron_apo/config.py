@@ -1,0 +1,225 @@
+"""Every setting: one tree of frozen dataclasses, read from a YAML file plus dotted overrides.
+
+Nothing else in the package reads files or the environment for settings. ``load_config`` names the key, its value and
+the remedy for everything it refuses; an unknown key gets the nearest known one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+Layout = dict[str, int]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lives and how long it is."""
+
+    directory: str = "runs/run"  # everything the run writes
+    steps: int = 100  # rollout steps (RL) or optimizer updates (SFT)
+    seed: int = 0  # data order, sampling, initialisation
+    save_every: int = 50  # steps between checkpoints; 0: only at the end
+    keep_checkpoints: int = 2  # the newest N are kept
+    evaluate_every: int = 0  # steps between evaluations of data.validation; 0: never
+    threads: int = 0  # torch's CPU threads; 0: torch's own choice
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The policy: a Hugging Face checkpoint directory."""
+
+    path: str = ""
+    dtype: str = "float32"  # float32 | bfloat16
+    layer_spec: str = "local"  # local | transformer_engine
+    recompute: str = "none"  # none | selective | full
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """The layout; the data-parallel size is world size / (tensor * pipeline * context)."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    context: int = 1
+    sequence: bool = False  # Megatron's sequence parallelism, with tensor > 1
+    distributed_optimizer: bool = False  # optimizer state sharded over the data-parallel ranks
+    timeout_seconds: int = 1800  # of every collective
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Rows on disk (JSON lines with id, images, question, answer) and how their images are cut."""
+
+    train: str = ""
+    validation: str = ""  # evaluated during training, never the held-out rows
+    test: str = ""  # the held-out rows: before and after
+    image_root: str = ""  # images must lie under it; empty: the data file's directory
+    system_prompt: str = ""  # empty: none
+    instruction: str = ""  # appended to every question
+    min_pixels: int = 0  # 0: the processor's own
+    max_pixels: int = 0
+    shuffle: bool = True
+    max_prompt_tokens: int = 4096  # longer prompts are rejected with their row
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How responses are drawn."""
+
+    group_size: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 1024  # of a response
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """Who draws them."""
+
+    engine: str = "vllm"  # vllm | transformers
+    placement: str = "auto"  # auto | in_process | process: auto is in_process on one rank
+    prompts_per_step: int = 32
+    replay: str = ""  # a run's rollouts/ directory: train on those instead of generating
+    kv_cache_gib: float = 1.0  # on a CPU
+    gpu_memory_utilization: float = 0.4  # on a GPU
+    max_num_sequences: int = 256
+    timeout_seconds: int = 1800  # of one call to an engine process
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """The parts of the reward and their weights."""
+
+    accuracy: float = 1.0
+    format: float = 0.5
+    workers: int = 1  # grader processes
+    timeout_seconds: float = 10.0  # of one answer; then the worker is killed
+    max_error_rate: float = 0.01  # share of grader errors in a step above which the run stops
+
+
+@dataclass(frozen=True)
+class AdvantageConfig:
+    """Group-relative advantage (r - mean) / (std + epsilon)."""
+
+    scale: bool = True  # divide by the standard deviation
+    unbiased: bool = True  # ddof 1
+    epsilon: float = 1e-9
+
+
+@dataclass(frozen=True)
+class StcrConfig:
+    """Suboptimal-trajectory complexity regularisation: w = 1 - base ** -(excess length of a wrong response)."""
+
+    enabled: bool = False
+    base: float = 1.00001
+    only_negative: bool = False  # apply only where the advantage is negative
+
+
+@dataclass(frozen=True)
+class DadsConfig:
+    """Difficulty-adaptive divergence shaping of the KL weight of positive responses."""
+
+    enabled: bool = False
+    curve: str = "one_minus_exp"  # one_minus_exp | exp
+
+
+@dataclass(frozen=True)
+class KlConfig:
+    """KL against the initial policy. coefficient 0 with a constant schedule: none, and no reference model."""
+
+    estimator: str = "k3"  # k1 | k2 | k3
+    schedule: str = "constant"  # constant | grpo_d
+    coefficient: float = 0.0  # constant
+    minimum: float = 0.0  # grpo_d
+    maximum: float = 0.0  # grpo_d
+    exploration_steps: int = 0  # grpo_d: steps of falling coefficient
+    reduction: str = "sequence_mean"  # sequence_mean | token_mean
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """One objective; ``name`` picks a preset whose settings the other keys override."""
+
+    name: str = "apo"
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    stcr: StcrConfig = field(default_factory=StcrConfig)
+    dads: DadsConfig = field(default_factory=DadsConfig)
+    kl: KlConfig = field(default_factory=KlConfig)
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    reduction: str = "token_mean"  # of the policy loss: token_mean | sequence_mean
+    mask_truncated: bool = False  # leave responses without an end token out of the loss
+    old_logprobs: str = "trainer"  # trainer | engine
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedule."""
+
+    learning_rate: float = 1e-6
+    minimum_learning_rate: float = 0.0
+    schedule: str = "cosine"  # constant | linear | cosine
+    warmup_steps: int = 0  # optimizer updates
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    clip_gradient: float = 1.0  # global norm; 0: no clipping
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a step's samples become optimizer updates."""
+
+    updates_per_rollout: int = 1
+    epochs_per_rollout: int = 1
+    tokens_per_microbatch: int = 16384  # a microbatch packs sequences up to this many tokens
+    logits_chunk_tokens: int = 1024  # rows of [tokens, vocabulary] in memory at a time
+    batch_size: int = 64  # sft: sequences per update
+
+
+@dataclass(frozen=True)
+class SyncConfig:
+    """Trainer -> engine weights, and the gates that prove it."""
+
+    logprob_gate: float = 1e-4  # largest mean |trainer - engine| log-probability (fp32; about 0.05 for bf16)
+    verify: bool = True  # hash every tensor received
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """python -m megatron_apo evaluate, and the evaluations before, during and after training."""
+
+    samples: int = 1  # responses per row; more than one needs temperature > 0
+    temperature: float = 0.0  # 0: greedy
+    limit: int = 0  # rows; 0: all
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """Where the numbers go beside metrics.jsonl."""
+
+    tensorboard: bool = True
+    wandb: str = "disabled"  # disabled | offline | online
+    wandb_project: str = "megatron_apo"
+    progress: bool = True
+    report_samples: int = 12  # responses shown in report.html
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole tree; section and field names are the YAML keys."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rewards: RewardConfig = field(default_factory=RewardConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
