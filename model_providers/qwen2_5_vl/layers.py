@@ -1,0 +1,203 @@
+"""Layer specs for both towers: ``local`` (Megatron-Core and torch, runs anywhere) and ``transformer_engine``.
+
+Packed sequences travel as one batch row [T, 1, heads, size] with their boundaries in ``PackedLayout``. Its format is
+not "thd" on purpose: Megatron's rotary code for "thd" restarts positions at each boundary unless the frequency table's
+length matches exactly, silently; with a frequency per token it must not look at boundaries at all.
+
+Shape suffixes: T packed tokens, N sequences, S longest sequence, A heads, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch.nn import functional
+
+LAYER_SPECS = ("local", "transformer_engine")
+
+
+@dataclass
+class PackedLayout(PackedSeqParams):
+    """Boundaries of the packed sequences, with the gathers between [T] and padded [N, S] made once per batch.
+
+    ``pad_index_NS`` maps padded cells to tokens (cells beyond a sequence's end point at token 0 and are never read
+    back); ``unpad_index_T`` is its inverse; ``key_mask_NS`` is None when all sequences are equally long.
+    """
+
+    pad_index_NS: torch.Tensor | None = None
+    unpad_index_T: torch.Tensor | None = None
+    key_mask_NS: torch.Tensor | None = None
+
+
+def packed_layout(cu_seqlens: torch.Tensor, max_seqlen: int) -> PackedLayout:
+    """Layout of sequences with int32 boundaries ``cu_seqlens`` [N + 1], the longest of ``max_seqlen`` tokens."""
+    starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
+    column = torch.arange(max_seqlen, device=cu_seqlens.device)
+    inside = column < (ends - starts)[:, None]
+    pad_index = torch.where(inside, starts[:, None] + column, 0)
+    return PackedLayout(
+        qkv_format="sbhd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        max_seqlen_q=max_seqlen,
+        max_seqlen_kv=max_seqlen,
+        pad_index_NS=pad_index,
+        unpad_index_T=inside.reshape(-1).nonzero().squeeze(1),
+        key_mask_NS=None if bool(inside.all()) else inside,
+    )
+
+
+class PackedAttention(MegatronModule):
+    """Core attention over packed sequences: one batched SDPA over the padded [N, S], no [T, T] mask.
+
+    Right padding needs no mask under causal attention: a real token never looks to its right.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: Any = None,
+    ) -> None:
+        super().__init__(config=config)
+        if config.context_parallel_size > 1:
+            raise ValueError(
+                f"parallel.context={config.context_parallel_size}: the local layer spec has no context parallelism yet"
+            )
+        self.causal = attn_mask_type == AttnMaskType.causal
+        self.softmax_scale = softmax_scale
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: torch.Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> torch.Tensor:
+        """query [T, 1, A, D], key and value [T, 1, A_kv, D] -> [T, 1, A * D]."""
+        if not isinstance(packed_seq_params, PackedLayout):
+            raise ValueError(f"packed_seq_params={packed_seq_params!r}: make it with layers.packed_layout(cu_seqlens)")
+        layout = packed_seq_params
+        assert layout.pad_index_NS is not None and layout.unpad_index_T is not None
+        padded = [_pad(tensor.squeeze(1), layout.pad_index_NS) for tensor in (query, key, value)]
+        mask = None
+        if not self.causal and layout.key_mask_NS is not None:
+            mask = layout.key_mask_NS[:, None, None, :]
+        out_NASD = functional.scaled_dot_product_attention(
+            *padded,
+            attn_mask=mask,
+            is_causal=self.causal,
+            scale=self.softmax_scale,
+            enable_gqa=query.shape[2] != key.shape[2],
+        )
+        out = out_NASD.transpose(1, 2).flatten(2).flatten(0, 1)
+        if layout.key_mask_NS is not None:
+            out = out.index_select(0, layout.unpad_index_T)
+        return out.unsqueeze(1)
+
+
+def _pad(tensor_TAD: torch.Tensor, pad_index_NS: torch.Tensor) -> torch.Tensor:
+    """[T, A, D] -> [N, A, S, D]."""
+    sequences, longest = pad_index_NS.shape
+    if sequences * longest == tensor_TAD.shape[0]:  # equally long: a view
+        padded = tensor_TAD.reshape(sequences, longest, *tensor_TAD.shape[1:])
+    else:
+        padded = tensor_TAD.index_select(0, pad_index_NS.reshape(-1)).view(sequences, longest, *tensor_TAD.shape[1:])
+    return padded.transpose(1, 2)
+
+
+class RMSNorm(torch.nn.Module):
+    """Root-mean-square norm in fp32, result in the input's dtype (arXiv:1910.07467).
+
+    Its weight carries Megatron's ``sequence_parallel`` flag, which torch's wrapped norm refuses: under sequence
+    parallelism each rank sees part of the tokens, and the weight's gradient is summed over the ranks.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if hidden.dtype == torch.float32:
+            return functional.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+        normed = functional.rms_norm(hidden.float(), self.weight.shape, None, self.eps)
+        return self.weight * normed.to(hidden.dtype)
+
+
+def _local_layer(mask: AttnMaskType) -> ModuleSpec:
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": mask},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=ColumnParallelLinear,
+                    core_attention=PackedAttention,
+                    linear_proj=RowParallelLinear,
+                    q_layernorm=IdentityOp,
+                    k_layernorm=IdentityOp,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=ModuleSpec(
+                module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+            ),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+def _transformer_engine_layer(mask: AttnMaskType) -> ModuleSpec:
+    from model_providers.qwen2_5_vl.transformer_engine_layers import transformer_engine_layer
+
+    return transformer_engine_layer(mask)
+
+
+def layer_spec(name: str, mask: AttnMaskType) -> ModuleSpec:
+    """One transformer layer; ``mask`` is causal for the language model, no_mask for the vision tower."""
+    if name == "local":
+        return _local_layer(mask)
+    if name == "transformer_engine":
+        return _transformer_engine_layer(mask)
+    raise ValueError(f"model.layer_spec={name!r}: must be one of {', '.join(LAYER_SPECS)}")
+
+
+def norm_class(name: str) -> Any:
+    """The norm that stands alone (final norm, merger) in the spec ``name``."""
+    if name == "transformer_engine":
+        from model_providers.qwen2_5_vl.transformer_engine_layers import norm
+
+        return norm()
+    return RMSNorm
+
+
+def block_spec(name: str, mask: AttnMaskType, layers: int) -> TransformerBlockSubmodules:
+    """``layers`` layers (those of this pipeline stage) and the final norm."""
+    return TransformerBlockSubmodules(layer_specs=[layer_spec(name, mask)] * layers, layer_norm=norm_class(name))

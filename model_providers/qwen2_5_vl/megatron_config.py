@@ -1,0 +1,96 @@
+"""Megatron-Core's TransformerConfig for both towers, from the model's shape and the layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn import functional
+
+from model_providers.qwen2_5_vl.shape import Qwen25VLShape
+
+RECOMPUTE = ("none", "selective", "full")
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What a model is built with besides its shape. ``dtype`` is that of parameters and activations."""
+
+    dtype: torch.dtype = torch.float32
+    layer_spec: str = "local"
+    recompute: str = "none"
+    tensor: int = 1
+    pipeline: int = 1
+    context: int = 1
+    sequence_parallel: bool = False
+
+
+def _common(settings: BuildSettings) -> dict[str, Any]:
+    if settings.recompute not in RECOMPUTE:
+        raise ValueError(f"model.recompute={settings.recompute!r}: must be one of {', '.join(RECOMPUTE)}")
+    recompute: dict[str, Any] = {}
+    if settings.recompute == "selective":
+        recompute = {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    elif settings.recompute == "full":
+        recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    return dict(
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=functional.silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=False,
+        gradient_accumulation_fusion=False,
+        perform_initialization=False,  # every weight is loaded from a checkpoint, and the loader checks it
+        params_dtype=settings.dtype,
+        bf16=settings.dtype == torch.bfloat16,
+        tensor_model_parallel_size=settings.tensor,
+        calculate_per_token_loss=True,  # see training/forward_step.py
+        **recompute,
+    )
+
+
+def language_config(shape: Qwen25VLShape, settings: BuildSettings) -> TransformerConfig:
+    """Config of the language model."""
+    return TransformerConfig(
+        num_layers=shape.layers,
+        hidden_size=shape.hidden,
+        num_attention_heads=shape.heads,
+        num_query_groups=shape.kv_heads,
+        kv_channels=shape.head_size,
+        ffn_hidden_size=shape.ffn,
+        layernorm_epsilon=shape.norm_epsilon,
+        add_bias_linear=False,
+        add_qkv_bias=True,
+        mrope_section=list(shape.mrope_section),
+        sequence_parallel=settings.sequence_parallel,
+        pipeline_model_parallel_size=settings.pipeline,
+        context_parallel_size=settings.context,
+        pipeline_dtype=settings.dtype,
+        variable_seq_lengths=settings.pipeline > 1,  # each packed microbatch has its own length
+        moe_token_dispatcher_type="alltoall",  # what variable_seq_lengths demands, dense models included
+        **_common(settings),
+    )
+
+
+def vision_config(shape: Qwen25VLShape, settings: BuildSettings) -> TransformerConfig:
+    """Config of the vision tower: on the first pipeline stage whole, tensor-parallel, every rank sees every patch."""
+    vision = shape.vision
+    return TransformerConfig(
+        num_layers=vision.layers,
+        hidden_size=vision.hidden,
+        num_attention_heads=vision.heads,
+        num_query_groups=vision.heads,
+        kv_channels=vision.hidden // vision.heads,
+        ffn_hidden_size=vision.ffn,
+        layernorm_epsilon=1e-6,  # fixed in the published model code, not in its config
+        add_bias_linear=True,
+        add_qkv_bias=True,
+        **_common(settings),
+    )

@@ -1,0 +1,169 @@
+"""Qwen2.5-VL as a Megatron-Core model: vision tower on the first pipeline stage, GPTModel across all of them.
+
+Shape suffixes: T packed tokens, K image tokens, L patches, C values per patch, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.models.gpt import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from model_providers.qwen2_5_vl.layers import block_spec
+from model_providers.qwen2_5_vl.megatron_config import BuildSettings, language_config, vision_config
+from model_providers.qwen2_5_vl.shape import Qwen25VLShape
+from model_providers.qwen2_5_vl.vision import VisionModel
+
+
+class LanguageModel(GPTModel):
+    """GPTModel whose last stage can hand out the final hidden states instead of [T, V] logits."""
+
+    emit_hidden = False
+
+    def _postprocess(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.post_process and self.emit_hidden:
+            return hidden_states
+        return super()._postprocess(hidden_states, *args, **kwargs)
+
+
+def padded_vocab(vocab: int, tensor: int) -> int:
+    """Vocabulary rows, rounded up so that ``tensor`` ranks hold equally many."""
+    return -(-vocab // tensor) * tensor
+
+
+class Qwen25VLModel(MegatronModule):
+    """One pipeline stage of a Qwen2.5-VL."""
+
+    def __init__(
+        self,
+        shape: Qwen25VLShape,
+        settings: BuildSettings,
+        *,
+        pg_collection: ProcessGroupCollection,
+        pre_process: bool = True,
+        post_process: bool = True,
+        vp_stage: int | None = None,
+    ) -> None:
+        config: TransformerConfig = language_config(shape, settings)
+        super().__init__(config=config)
+        self.shape = shape
+        self.settings = settings
+        self.pre_process = pre_process
+        self.post_process = post_process
+        self.vp_stage = vp_stage
+        self.pg_collection = pg_collection
+        self.share_embeddings_and_output_weights = shape.tied
+        self.vision_model = (
+            VisionModel(vision_config(shape, settings), shape.vision, settings.layer_spec, pg_collection)
+            if pre_process
+            else None
+        )
+        layers = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=pg_collection.pp.rank())
+        self.language_model = LanguageModel(
+            config=config,
+            transformer_layer_spec=block_spec(settings.layer_spec, AttnMaskType.causal, layers),
+            vocab_size=padded_vocab(shape.vocab, settings.tensor),
+            max_sequence_length=shape.max_positions,
+            pre_process=pre_process,
+            post_process=post_process,
+            parallel_output=True,
+            share_embeddings_and_output_weights=shape.tied,
+            position_embedding_type="mrope",
+            rotary_base=shape.rope_theta,
+            scatter_embedding_sequence_parallel=False,  # scattered below, once the image features are in
+            pg_collection=pg_collection,
+            vp_stage=vp_stage,
+        )
+
+    def set_input_tensor(self, input_tensor: Any) -> None:
+        """Called by Megatron's pipeline schedule with what the stage before sent."""
+        self.language_model.set_input_tensor(input_tensor)
+
+    def shared_embedding_or_output_weight(self) -> torch.Tensor | None:
+        """The tied weight, as Megatron's gradient finalisation asks for it."""
+        return self.language_model.shared_embedding_or_output_weight()
+
+    def output_weight(self) -> torch.Tensor:
+        """This rank's rows of the output projection [V / tensor, H]; last stage only."""
+        if self.share_embeddings_and_output_weights:
+            weight = self.language_model.shared_embedding_or_output_weight()
+        else:
+            weight = self.language_model.output_layer.weight
+        assert weight is not None, "only the last pipeline stage has an output projection"
+        return weight
+
+    def _embed(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values_LC: torch.Tensor | None,
+        image_grids: Sequence[tuple[int, int, int]],
+        image_positions_K: torch.Tensor | None,
+        image_features_K: torch.Tensor | None,
+    ) -> torch.Tensor:
+        embedded = self.language_model.embedding(input_ids=input_ids, position_ids=None)
+        if pixel_values_LC is not None and pixel_values_LC.shape[0]:
+            assert self.vision_model is not None and image_positions_K is not None and image_features_K is not None
+            features = self.vision_model(pixel_values_LC, image_grids)
+            rows = features.index_select(0, image_features_K).unsqueeze(1)
+            embedded = embedded.index_copy(0, image_positions_K, rows.to(embedded.dtype))
+        if self.config.sequence_parallel:
+            embedded = tensor_parallel.scatter_to_sequence_parallel_region(embedded, group=self.pg_collection.tp)
+        return embedded
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        packed_seq_params: PackedSeqParams,
+        *,
+        pixel_values_LC: torch.Tensor | None = None,
+        image_grids: Sequence[tuple[int, int, int]] = (),
+        image_positions_K: torch.Tensor | None = None,
+        image_features_K: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output: Literal["hidden", "logits"] = "logits",
+    ) -> torch.Tensor:
+        """Runs this stage on one packed microbatch.
+
+        Args:
+            input_ids: int64 [1, T].
+            position_ids: int64 [3, 1, T], see ``mrope.mrope_position_ids``.
+            packed_seq_params: ``layers.packed_layout(cu_seqlens, max_seqlen)``.
+            pixel_values_LC: patches of the distinct images, in the image processor's order; None without images.
+            image_grids: (time, height, width) in patches of each of those images.
+            image_positions_K: int64, rows of the packed sequence that hold an image token.
+            image_features_K: int64, for each of them the row of the merged vision features it shows.
+            labels: int64 [1, T]; then the last stage returns Megatron's per-token loss [1, T].
+            output: what the last stage returns without labels.
+
+        Returns:
+            Stages before the last: hidden states [T, 1, H] (T / tensor under sequence parallelism). Last stage:
+            "hidden" the same after the final norm, gathered to all T; "logits" [1, T, V / tensor].
+        """
+        decoder_input = None
+        if self.pre_process:
+            decoder_input = self._embed(input_ids, pixel_values_LC, image_grids, image_positions_K, image_features_K)
+        self.language_model.emit_hidden = output == "hidden" and labels is None
+        out = self.language_model(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=None,
+            decoder_input=decoder_input,
+            labels=labels,
+            packed_seq_params=packed_seq_params,
+        )
+        if self.post_process and self.language_model.emit_hidden and self.config.sequence_parallel:
+            # The head's own backward sums over tensor ranks, so each rank's gradient is whole: split it, no sum.
+            out = tensor_parallel.gather_from_sequence_parallel_region(
+                out, tensor_parallel_output_grad=False, group=self.pg_collection.tp
+            )
+        return out
