@@ -1,0 +1,228 @@
+"""From samples to microbatches: who trains on which sequences, and the packed (THD) tensors the model takes.
+
+Shape suffixes: T packed tokens, N packed sequences, K image tokens, L patches, C values per patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from megatron_apo.records import Microbatch, PromptImage, TrainingSample
+
+_PADDING_TOKEN = 0  # any id of the vocabulary: its position carries no weight and nothing attends to it
+
+
+def plan_microbatches(
+    lengths: Sequence[int],
+    *,
+    tokens_per_microbatch: int,
+    data_parallel: int,
+    costs: Sequence[float] | None = None,
+) -> list[list[list[int]]]:
+    """Sample indices by [data-parallel rank][microbatch]; every index once, every rank as many microbatches.
+
+    ``lengths``: tokens of each sample; a microbatch holds up to ``tokens_per_microbatch`` of them, and a longer sample
+    is alone in one. ``costs``: expected work of each sample (default: its length). Ranks are balanced by cost, longest
+    first (LPT; Graham 1969, "Bounds on multiprocessing timing anomalies"). A rank short of samples gets empty
+    microbatches. The plan depends on the arguments alone.
+    """
+    if tokens_per_microbatch < 1 or data_parallel < 1:
+        raise ValueError(
+            f"tokens_per_microbatch={tokens_per_microbatch}, data_parallel={data_parallel}: both must be at least 1"
+        )
+    work = list(lengths) if costs is None else list(costs)
+    assert len(work) == len(lengths), (len(work), len(lengths))
+    by_cost = sorted(range(len(lengths)), key=lambda i: (-work[i], -lengths[i], i))
+    ranks: list[list[int]] = [[] for _ in range(data_parallel)]
+    loads = [0.0] * data_parallel
+    for index in by_cost:
+        rank = loads.index(min(loads))
+        ranks[rank].append(index)
+        loads[rank] += work[index]
+    packed = [_first_fit(members, lengths, tokens_per_microbatch) for members in ranks]
+    count = max(1, *(len(bins) for bins in packed))
+    return [
+        _balanced(members, lengths, work, tokens_per_microbatch, count) or bins + [[] for _ in range(count - len(bins))]
+        for members, bins in zip(ranks, packed, strict=True)
+    ]
+
+
+def _first_fit(members: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Few bins of at most ``budget`` tokens: first fit, longest first; a longer sample gets a bin of its own."""
+    bins: list[list[int]] = []
+    used: list[int] = []
+    for index in sorted(members, key=lambda i: (-lengths[i], i)):
+        for place, tokens in enumerate(used):
+            if tokens + lengths[index] <= budget:
+                bins[place].append(index)
+                used[place] += lengths[index]
+                break
+        else:
+            bins.append([index])
+            used.append(lengths[index])
+    return [sorted(members) for members in bins]
+
+
+def _balanced(
+    members: Sequence[int], lengths: Sequence[int], work: Sequence[float], budget: int, count: int
+) -> list[list[int]] | None:
+    """``count`` bins of similar cost within the budget, costliest bin first; None where this greedy order fails.
+
+    ``members`` come costliest first. The k-th microbatches of all ranks run together, hence the sorting.
+    """
+    bins: list[list[int]] = [[] for _ in range(count)]
+    used = [0] * count
+    loads = [0.0] * count
+    for index in members:
+        fitting = [place for place in range(count) if not bins[place] or used[place] + lengths[index] <= budget]
+        if not fitting:
+            return None
+        place = min(fitting, key=lambda p: (loads[p], p))
+        bins[place].append(index)
+        used[place] += lengths[index]
+        loads[place] += work[index]
+    order = sorted(range(count), key=lambda p: (-loads[p], p))
+    return [sorted(bins[place]) for place in order]
+
+
+def build_microbatch(
+    samples: Sequence[TrainingSample],
+    indices: Sequence[int],
+    *,
+    position_ids: Callable[[TrainingSample], torch.Tensor],
+    pixel_values: Callable[[PromptImage], torch.Tensor],
+    image_token_id: int,
+    spatial_merge_size: int,
+    with_pixels: bool = True,
+    device: torch.device | str = "cpu",
+    align: int = 1,
+) -> Microbatch:
+    """Packs ``samples[i]`` for i in ``indices`` one after the other.
+
+    ``position_ids(sample)`` gives int64 [3, length]; ``pixel_values(image)`` gives float32 [L, C], asked once for each
+    different image and only ``with_pixels``. The tail is padded until T is a multiple of ``align``: an extra sequence
+    at the end of ``cu_seqlens``, without a sample index or weight. Without indices the result is such padding alone.
+    ``image_positions_K`` and ``image_features_K`` are None when there is no image.
+    Raises ValueError for a prompt whose image tokens do not match its images.
+    """
+    chosen = [samples[i] for i in indices]
+    prompt_lengths = np.array([len(s.prompt_ids) for s in chosen], dtype=np.int64)
+    response_lengths = np.array([len(s.response_ids) for s in chosen], dtype=np.int64)
+    assert (prompt_lengths > 0).all(), "the first response token is predicted from the prompt's last"
+    lengths = prompt_lengths + response_lengths
+    total = int(lengths.sum())
+    padding = (-total) % align if total else max(align, 1)
+    if padding:
+        lengths = np.append(lengths, padding)
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    tokens = total + padding
+
+    ids = np.full(tokens, _PADDING_TOKEN, dtype=np.int64)
+    if chosen:
+        pieces = [piece for s in chosen for piece in (s.prompt_ids, s.response_ids)]
+        ids[:total] = np.concatenate([np.array(piece, dtype=np.int64) for piece in pieces])
+    labels = np.zeros(tokens, dtype=np.int64)
+    labels[:-1] = ids[1:]
+    labels[ends - 1] = 0
+
+    # Token t predicts token t + 1: the prompt's last token up to the response's last but one.
+    real = len(chosen)
+    first_predicting = starts[:real] + prompt_lengths - 1
+    predicting = _ranges(first_predicting, response_lengths)
+    response_mask = np.zeros(tokens, dtype=bool)
+    response_mask[predicting] = True
+
+    def per_token(name: str) -> torch.Tensor:
+        values = np.array([getattr(s, name) for s in chosen], dtype=np.float32)
+        spread = np.zeros(tokens, dtype=np.float32)
+        spread[predicting] = np.repeat(values, response_lengths)
+        return torch.from_numpy(spread).to(device)
+
+    positions = [position_ids(s) for s in chosen]
+    if padding:
+        positions.append(torch.arange(padding).expand(3, padding))
+    position_ids_3T = torch.cat([p.to(torch.int64) for p in positions], dim=1)
+    assert position_ids_3T.shape == (3, tokens), (position_ids_3T.shape, tokens)
+
+    image_positions, image_features, unique = _place_images(chosen, starts, image_token_id, spatial_merge_size)
+    pixels = torch.cat([pixel_values(image) for image in unique]) if unique and with_pixels else None
+    return Microbatch(
+        input_ids_T=torch.from_numpy(ids).to(device),
+        position_ids_3T=position_ids_3T.to(device),
+        labels_T=torch.from_numpy(labels).to(device),
+        response_mask_T=torch.from_numpy(response_mask).to(device),
+        cu_seqlens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)).to(device),
+        max_seqlen=int(lengths.max()),
+        sample_indices=tuple(indices),
+        advantages_T=per_token("advantage"),
+        policy_weights_T=per_token("policy_weight"),
+        kl_token_weights_T=per_token("kl_token_weight"),
+        kl_weights_T=per_token("kl_weight"),
+        rollout_logprobs_T=_rollout_logprobs(chosen, predicting, response_lengths, tokens).to(device),
+        pixel_values_LC=None if pixels is None else pixels.to(device),
+        image_grids=tuple(image.grid_thw for image in unique),
+        image_positions_K=torch.from_numpy(image_positions).to(device) if unique else None,
+        image_features_K=torch.from_numpy(image_features).to(device) if unique else None,
+        sequence_ids_T=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device),
+    )
+
+
+def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """start, start + 1, … (count values) for each pair, one after the other; int64."""
+    before = np.cumsum(counts) - counts
+    return np.repeat(starts - before, counts) + np.arange(int(counts.sum()), dtype=np.int64)
+
+
+def _rollout_logprobs(
+    chosen: Sequence[TrainingSample], predicting: np.ndarray, response_lengths: np.ndarray, tokens: int
+) -> torch.Tensor:
+    """float32 [T]: each response token's log-probability at the position that predicts it; 0 where none is known."""
+    spread = np.zeros(tokens, dtype=np.float32)
+    if chosen:
+        values = []
+        for sample, length in zip(chosen, response_lengths, strict=True):
+            assert len(sample.rollout_logprobs) in (0, length), (len(sample.rollout_logprobs), length)
+            known = np.array(sample.rollout_logprobs, dtype=np.float32)
+            values.append(known if len(known) else np.zeros(length, dtype=np.float32))
+        spread[predicting] = np.concatenate(values)
+    return torch.from_numpy(spread)
+
+
+def _place_images(
+    chosen: Sequence[TrainingSample], starts: np.ndarray, image_token_id: int, spatial_merge_size: int
+) -> tuple[np.ndarray, np.ndarray, list[PromptImage]]:
+    """(positions [K], feature rows [K], the different images in the order of their features).
+
+    Only the prompts are searched for the image token: a response that sampled it is text like any other.
+    """
+    unique: list[PromptImage] = []
+    rows_of: dict[tuple[str, tuple[int, int, int]], np.ndarray] = {}
+    next_row = 0
+    positions: list[np.ndarray] = []
+    features: list[np.ndarray] = []
+    for sample, start in zip(chosen, starts, strict=False):
+        found = np.flatnonzero(np.array(sample.prompt_ids, dtype=np.int64) == image_token_id)
+        expected = 0
+        for image in sample.images:
+            key = (image.sha256, image.grid_thw)
+            if key not in rows_of:
+                merged = int(np.prod(image.grid_thw)) // spatial_merge_size**2
+                rows_of[key] = np.arange(next_row, next_row + merged, dtype=np.int64)
+                next_row += merged
+                unique.append(image)
+            features.append(rows_of[key])
+            expected += len(rows_of[key])
+        if len(found) != expected:
+            names = ", ".join(image.path for image in sample.images) or "no image"
+            raise ValueError(
+                f"prompt has {len(found)} image tokens, its images ({names}) give {expected}; the prompt was made with "
+                "another processor: use the same model.path and data settings"
+            )
+        positions.append(found + start)
+    if not unique:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), []
+    return np.concatenate(positions), np.concatenate(features), unique

@@ -1,0 +1,268 @@
+"""From a row to a tokenised prompt, by the checkpoint's own processor: chat template, image grid, pixels.
+
+The processor tokenises text with one ``<|image_pad|>`` per merged patch. Here the text is tokenised with one per
+image, and the ids are expanded afterwards: the same ids (a special token never merges with its neighbours), with both
+forms at hand and without running the pixels through the processor just to count patches.
+
+Shape suffixes: L patches, C values per patch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_apo.config import DataConfig
+from megatron_apo.data.images import load_image, load_image_and_digest
+from megatron_apo.data.rows import Row
+from megatron_apo.platform.torchvision_cpu import register_missing_operators
+from megatron_apo.records import Prompt, PromptImage
+
+_IMAGE_TOKEN = "<|image_pad|>"
+_VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", _IMAGE_TOKEN, "<|video_pad|>")
+_PIXEL_CACHE_BYTES = 256 * 1024 * 1024
+
+
+class PromptBuilder:
+    """Tokenises rows and cuts images as the checkpoint in ``model_dir`` expects it; reads nothing from a network.
+
+    ``eos_token_id`` ends a response. ``forbidden_token_ids`` are the vision tokens of the vocabulary: a policy must
+    not sample them, because a forward pass finds images by them. ``spatial_merge_size``: one image token stands for
+    that many patches squared. Raises ValueError for a directory without a Qwen2.5-VL processor.
+    """
+
+    def __init__(self, model_dir: str | Path, data: DataConfig) -> None:
+        self._data = data
+        self._processor = _load_processor(Path(model_dir))
+        self._tokenizer = self._processor.tokenizer
+        self._image_processor = self._processor.image_processor
+        size = dict(self._image_processor.size)
+        if data.min_pixels:
+            size["shortest_edge"] = data.min_pixels
+        if data.max_pixels:
+            size["longest_edge"] = data.max_pixels
+        self.min_pixels: int = size["shortest_edge"]
+        self.max_pixels: int = size["longest_edge"]
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(
+                f"data.min_pixels={self.min_pixels} is above data.max_pixels={self.max_pixels} (0 means the "
+                "processor's own); lower the first or raise the second"
+            )
+        self.spatial_merge_size: int = self._image_processor.merge_size
+        self.image_token_id: int = self._special_token(_IMAGE_TOKEN, model_dir)
+        self.eos_token_id: int = self._tokenizer.eos_token_id
+        known = (self._token_id(token) for token in _VISION_TOKENS)
+        self.forbidden_token_ids: tuple[int, ...] = tuple(sorted(id for id in known if id is not None))
+        self._pixels: OrderedDict[tuple[str, tuple[int, int, int]], torch.Tensor] = OrderedDict()
+        self._pixel_bytes = 0
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer (transformers' PreTrainedTokenizerFast)."""
+        return self._tokenizer
+
+    def build(self, row: Row) -> Prompt:
+        """The prompt of one row; ValueError with the row's id for bad images, or more than max_prompt_tokens."""
+        try:
+            images = tuple(self._image(path) for path in row.images)
+            text = self._processor.apply_chat_template(self._messages(row), tokenize=False, add_generation_prompt=True)
+            collapsed = self._ids(text)
+            expanded = self._expand(collapsed, images)
+            if len(expanded) > self._data.max_prompt_tokens:
+                raise ValueError(
+                    f"{len(expanded)} prompt tokens exceed data.max_prompt_tokens={self._data.max_prompt_tokens}; "
+                    "raise it, lower data.max_pixels, or remove the row"
+                )
+        except ValueError as error:
+            raise ValueError(f"row {row.id!r}: {error}") from error
+        return Prompt(
+            id=row.id,
+            token_ids=tuple(expanded),
+            collapsed_ids=tuple(collapsed),
+            images=images,
+            question=row.question,
+            gold=row.answer,
+            demonstration=row.demonstration,
+            category=row.category,
+        )
+
+    def build_all(self, rows: Sequence[Row]) -> list[Prompt]:
+        """``build`` of every row, in order."""
+        return [self.build(row) for row in rows]
+
+    def pixel_values(self, image: PromptImage) -> torch.Tensor:
+        """Normalised patches float32 [L, C] of one image, as the processor cuts them; shared, so treat as read-only.
+
+        ValueError when the file changed, or when its grid is not the recorded one (then the rollout was made with
+        other pixel limits).
+        """
+        key = (image.sha256, image.grid_thw)
+        if key in self._pixels:
+            self._pixels.move_to_end(key)
+            return self._pixels[key]
+        picture = load_image(image.path, sha256=image.sha256)
+        output = self._image_processor(
+            images=[picture],
+            size={"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels},
+            return_tensors="pt",
+        )
+        grid = tuple(output["image_grid_thw"][0].tolist())
+        if grid != tuple(image.grid_thw):
+            raise ValueError(
+                f"image {image.path}: its patch grid is {grid}, recorded was {tuple(image.grid_thw)}; use the "
+                "data.min_pixels, data.max_pixels and model.path that the prompt was made with"
+            )
+        patches = output["pixel_values"].to(torch.float32).contiguous()
+        self._pixels[key] = patches
+        self._pixel_bytes += patches.nbytes
+        while self._pixel_bytes > _PIXEL_CACHE_BYTES and len(self._pixels) > 1:
+            self._pixel_bytes -= self._pixels.popitem(last=False)[1].nbytes
+        return patches
+
+    def response_ids(self, text: str) -> tuple[int, ...]:
+        """Ids of a response to imitate, end-of-sequence included; ValueError if it contains a vision token."""
+        ids = self._ids(text)
+        forbidden = set(self.forbidden_token_ids).intersection(ids)
+        if forbidden:
+            names = ", ".join(self._tokenizer.convert_ids_to_tokens(sorted(forbidden)))
+            raise ValueError(f"demonstration {text[:60]!r} contains {names}, which a response must not; remove it")
+        return (*ids, self.eos_token_id)
+
+    def _messages(self, row: Row) -> list[dict[str, Any]]:
+        question = f"{row.question}\n{self._data.instruction}" if self._data.instruction else row.question
+        content: list[dict[str, str]] = [{"type": "image"} for _ in row.images]
+        content.append({"type": "text", "text": question})
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if self._data.system_prompt:
+            messages.insert(0, {"role": "system", "content": self._data.system_prompt})
+        return messages
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return ids
+
+    def _image(self, path: str) -> PromptImage:
+        picture, digest = load_image_and_digest(path)
+        return PromptImage(path=path, sha256=digest, grid_thw=self._grid(picture.height, picture.width))
+
+    def _grid(self, height: int, width: int) -> tuple[int, int, int]:
+        """Patches (time, height, width) of a picture of that many pixels: the processor's own rounding."""
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        patch = self._image_processor.patch_size
+        resized_height, resized_width = smart_resize(
+            height,
+            width,
+            factor=patch * self.spatial_merge_size,
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
+        )
+        return (1, resized_height // patch, resized_width // patch)
+
+    def _expand(self, collapsed: list[int], images: Sequence[PromptImage]) -> list[int]:
+        found = collapsed.count(self.image_token_id)
+        if found != len(images):
+            raise ValueError(
+                f"the prompt has {found} {_IMAGE_TOKEN} for {len(images)} image(s); remove special tokens from the "
+                "question, or use a chat template that places one per image"
+            )
+        expanded: list[int] = []
+        remaining = iter(images)
+        for token in collapsed:
+            if token == self.image_token_id:
+                time, height, width = next(remaining).grid_thw
+                expanded.extend([token] * (time * height * width // self.spatial_merge_size**2))
+            else:
+                expanded.append(token)
+        return expanded
+
+    def _token_id(self, token: str) -> int | None:
+        found = self._tokenizer.convert_tokens_to_ids(token)
+        return None if found is None or found == self._tokenizer.unk_token_id else int(found)
+
+    def _special_token(self, token: str, model_dir: str | Path) -> int:
+        found = self._token_id(token)
+        if found is None:
+            raise ValueError(f"model.path={model_dir}: its tokenizer has no {token}; use a Qwen2.5-VL checkpoint")
+        return found
+
+
+def _load_processor(directory: Path) -> Any:
+    if not directory.is_dir():
+        raise ValueError(f"model.path={directory}: no such directory; give a local Hugging Face checkpoint")
+    register_missing_operators()
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"model.path={directory}: its processor cannot be loaded ({error}); a Qwen2.5-VL checkpoint holds "
+            "preprocessor_config.json, tokenizer.json, tokenizer_config.json and a chat template"
+        ) from error
+    image_processor = getattr(processor, "image_processor", None)
+    if getattr(image_processor, "merge_size", None) is None or getattr(processor, "tokenizer", None) is None:
+        raise ValueError(
+            f"model.path={directory}: {type(processor).__name__} is not a Qwen2.5-VL processor; use a Qwen2.5-VL "
+            "checkpoint"
+        )
+    if not processor.chat_template:
+        raise ValueError(f"model.path={directory}: has no chat template; add chat_template.jinja to the checkpoint")
+    return processor
+
+
+class PromptStream:
+    """Which prompts each step takes: every prompt once an epoch, each epoch in an order of its own.
+
+    The order is the concatenation of the epochs' orders, so a step that crosses an epoch's end may see a prompt a
+    second time. ``state()`` is the number of prompts taken, exact whatever the step's size is after a resume.
+    """
+
+    def __init__(self, prompts_count: int, prompts_per_step: int, seed: int, shuffle: bool = True) -> None:
+        for name, value in (("prompts_count", prompts_count), ("prompts_per_step", prompts_per_step)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        self._count = prompts_count
+        self._per_step = prompts_per_step
+        self._seed = seed
+        self._shuffle = shuffle
+        self._position = 0
+        self._orders: OrderedDict[int, list[int]] = OrderedDict()
+
+    def indices(self, step: int) -> list[int]:
+        """Prompt indices of step ``step`` (from 0), from the step alone."""
+        return self._slice(step * self._per_step)
+
+    def next(self) -> list[int]:
+        """Prompt indices at the current position, which moves on."""
+        taken = self._slice(self._position)
+        self._position += self._per_step
+        return taken
+
+    def state(self) -> int:
+        """Prompts taken so far."""
+        return self._position
+
+    def restore(self, position: int) -> None:
+        """Continues after ``position`` prompts."""
+        if position < 0:
+            raise ValueError(f"position={position}: must not be negative")
+        self._position = position
+
+    def _slice(self, start: int) -> list[int]:
+        return [self._order(at // self._count)[at % self._count] for at in range(start, start + self._per_step)]
+
+    def _order(self, epoch: int) -> list[int]:
+        if epoch not in self._orders:
+            order = list(range(self._count))
+            if self._shuffle:
+                random.Random(f"{self._seed}/{epoch}").shuffle(order)  # a string seed is hashed, the same everywhere
+            self._orders[epoch] = order
+            while len(self._orders) > 2:  # a step seldom spans more
+                self._orders.popitem(last=False)
+        return self._orders[epoch]

@@ -1,0 +1,172 @@
+"""The prompt builder against the processor called the ordinary way, on a processor made here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from megatron_apo.config import DataConfig
+from megatron_apo.data.prompts import PromptBuilder, PromptStream
+from megatron_apo.data.rows import Row
+from megatron_apo.platform.torchvision_cpu import register_missing_operators
+
+SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def processor_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level tokenizer with Qwen's special tokens, and the image processor with its own defaults."""
+    register_missing_operators()
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import (
+        PreTrainedTokenizerFast,
+        Qwen2_5_VLProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    directory = tmp_path_factory.mktemp("processor")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(SPECIAL)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(),
+        tokenizer=fast,
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template=TEMPLATE,
+    )
+    processor.save_pretrained(directory)
+    (directory / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
+    return directory
+
+
+def picture(path: Path, width: int, height: int, seed: int = 0) -> str:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return str(path)
+
+
+def row(*images: str, question: str = "What is it?") -> Row:
+    return Row(id="r1", images=images, question=question, answer="4", demonstration="<answer>4</answer>")
+
+
+def test_ids_and_pixels_equal_the_processors(processor_directory: Path, tmp_path: Path) -> None:
+    from transformers import AutoProcessor
+
+    paths = [picture(tmp_path / "a.png", 56, 56), picture(tmp_path / "b.png", 200, 90, seed=1)]
+    data = DataConfig(system_prompt="Be brief.", instruction="Answer with a number.", max_pixels=28 * 28 * 12)
+    builder = PromptBuilder(processor_directory, data)
+    prompt = builder.build(row(*paths))
+
+    processor = AutoProcessor.from_pretrained(processor_directory, local_files_only=True)
+    content = [{"type": "image"}, {"type": "image"}]
+    content.append({"type": "text", "text": "What is it?\nAnswer with a number."})
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    expected = processor(
+        text=[text],
+        images=[Image.open(path) for path in paths],
+        images_kwargs={"size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 12}},
+        return_tensors="pt",
+    )
+    assert list(prompt.token_ids) == expected["input_ids"][0].tolist()
+    assert [list(image.grid_thw) for image in prompt.images] == expected["image_grid_thw"].tolist()
+    pixels = torch.cat([builder.pixel_values(image) for image in prompt.images])
+    assert pixels.dtype == torch.float32
+    assert torch.equal(pixels, expected["pixel_values"])
+    # 56 x 56 is 4 x 4 patches, so 4 image tokens where the collapsed form has 1
+    assert prompt.images[0].grid_thw == (1, 4, 4)
+    collapsed = list(prompt.collapsed_ids)
+    assert collapsed.count(builder.image_token_id) == 2
+    first = collapsed.index(builder.image_token_id)
+    assert list(prompt.token_ids[first : first + 4]) == [builder.image_token_id] * 4
+    assert prompt.token_ids[first + 4] != builder.image_token_id
+    assert (prompt.id, prompt.gold, prompt.demonstration) == ("r1", "4", "<answer>4</answer>")
+
+
+def test_special_tokens_and_response_ids(processor_directory: Path) -> None:
+    builder = PromptBuilder(processor_directory, DataConfig())
+    tokenizer = builder.tokenizer
+    names = tokenizer.convert_ids_to_tokens(list(builder.forbidden_token_ids))
+    assert set(names) == {
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|vision_pad|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+    }
+    assert tokenizer.convert_ids_to_tokens(builder.eos_token_id) == "<|im_end|>"
+    ids = builder.response_ids("ab")
+    assert len(ids) == 3 and ids[-1] == builder.eos_token_id
+    assert tokenizer.decode(ids[:-1]) == "ab"
+    with pytest.raises(ValueError, match="image_pad"):
+        builder.response_ids("a <|image_pad|>")
+
+
+def test_refusals_name_the_row(processor_directory: Path, tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.png", 56, 56)
+    builder = PromptBuilder(processor_directory, DataConfig(max_prompt_tokens=20))
+    with pytest.raises(ValueError, match=r"row 'r1'.*max_prompt_tokens=20"):
+        builder.build(row(path))
+    builder = PromptBuilder(processor_directory, DataConfig())
+    with pytest.raises(ValueError, match=r"row 'r1'.*2 <\|image_pad\|> for 1 image"):
+        builder.build(row(path, question="<|image_pad|>?"))
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"row 'r1'.*broken\.png"):
+        builder.build(row(str(tmp_path / "broken.png")))
+
+
+def test_pixels_of_a_changed_file_or_other_limits_are_refused(processor_directory: Path, tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.png", 112, 112, seed=5)
+    prompt = PromptBuilder(processor_directory, DataConfig()).build(row(path))
+    smaller = PromptBuilder(processor_directory, DataConfig(max_pixels=56 * 56))
+    with pytest.raises(ValueError, match=r"grid is \(1, 4, 4\), recorded was \(1, 8, 8\)"):
+        smaller.pixel_values(prompt.images[0])
+
+
+def test_a_directory_without_processor_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such directory"):
+        PromptBuilder(tmp_path / "absent", DataConfig())
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        PromptBuilder(tmp_path, DataConfig())
+
+
+def test_stream_visits_every_prompt_once_an_epoch_from_the_step_alone() -> None:
+    stream = PromptStream(5, 2, seed=3)
+    taken = [index for _ in range(5) for index in stream.next()]
+    assert sorted(taken[:5]) == sorted(taken[5:]) == [0, 1, 2, 3, 4]
+    assert taken[:5] != taken[5:]  # each epoch has its own order
+    assert stream.state() == 10
+    again = PromptStream(5, 2, seed=3)
+    assert again.indices(4) == taken[8:10] and again.indices(0) == taken[:2]
+    again.restore(6)
+    assert again.next() == taken[6:8]
+    assert [PromptStream(5, 5, seed=s).next() for s in range(4)] != [taken[:5]] * 4
+    assert PromptStream(5, 4, seed=0, shuffle=False).indices(1) == [4, 0, 1, 2]
+    assert PromptStream(2, 5, seed=0, shuffle=False).next() == [0, 1, 0, 1, 0]
+    with pytest.raises(ValueError, match="prompts_count=0"):
+        PromptStream(0, 1, seed=0)
