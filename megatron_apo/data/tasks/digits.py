@@ -1,0 +1,211 @@
+"""Sums of two handwritten digits: a task of real scans that fits a laptop.
+
+Every row shows two of scikit-learn's 1,797 scans of handwritten digits (8 x 8 pixels; E. Alpaydin and C. Kaynak,
+Optical Recognition of Handwritten Digits, UCI, CC BY 4.0; they come with scikit-learn, nothing is downloaded) at
+random places of one image, and asks for their sum. The scans are split once into disjoint training, validation and
+test scans, so a held-out row shows handwriting that no training row has shown.
+
+Everything is a function of the seed: the same arguments write the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+QUESTION = "What is the sum of the two digits?"
+SPLITS = ("train", "validation", "test")
+FORMAT_VERSION = 1
+
+IMAGE_HEIGHT = 56  # pixels; multiples of 28 keep their size in Qwen2.5-VL (patches of 14, merged 2 x 2)
+IMAGE_WIDTH = 56
+DIGIT_SIZE = 24  # pixels a scan's 8 x 8 are enlarged to
+HELD_OUT_SHARE = 0.1  # of the scans of each class, for validation and again for test
+SCAN_SIZE = 8
+SCAN_MAXIMUM = 16  # ink values run from 0 to 16
+
+
+@dataclass(frozen=True)
+class DigitPair:
+    """What one row shows: two scans (indices into scikit-learn's set), their digits and top left corners (x, y)."""
+
+    id: str
+    scans: tuple[int, int]
+    digits: tuple[int, int]
+    corners: tuple[tuple[int, int], tuple[int, int]]
+
+    @property
+    def answer(self) -> str:
+        return str(sum(self.digits))
+
+    @property
+    def demonstration(self) -> str:
+        """The response to imitate: the digits from left to right, their sum, the answer."""
+        left, right = self.digits
+        return f"<think>{left}+{right}={self.answer}</think><answer>{self.answer}</answer>"
+
+
+@cache
+def _scans() -> tuple[np.ndarray, tuple[int, ...]]:
+    """The scans as uint8 [1797, 8, 8], 255 for full ink, and their digits."""
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # takes a second to import
+
+    bunch = load_digits()
+    ink = np.rint(bunch.images * (255.0 / SCAN_MAXIMUM)).astype(np.uint8)
+    return ink, tuple(int(digit) for digit in bunch.target)
+
+
+@cache
+def split_scans(seed: int) -> dict[str, tuple[int, ...]]:
+    """Scan indices of each split, disjoint; of each digit's scans 10 % are validation and 10 % test."""
+    _, labels = _scans()
+    splits: dict[str, list[int]] = {name: [] for name in SPLITS}
+    for digit in range(10):
+        indices = [index for index, label in enumerate(labels) if label == digit]
+        random.Random(f"digits split {seed} {digit}").shuffle(indices)
+        held_out = round(len(indices) * HELD_OUT_SHARE)
+        splits["validation"] += indices[:held_out]
+        splits["test"] += indices[held_out : 2 * held_out]
+        splits["train"] += indices[2 * held_out :]
+    return {name: tuple(sorted(indices)) for name, indices in splits.items()}
+
+
+def draw_pair(split: str, number: int, *, seed: int) -> DigitPair:
+    """Row ``number`` of a split, independent of every other row: which scans, and where.
+
+    Both digits are drawn uniformly, then a scan of each; the left one's box ends before the right one's begins.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r}: must be one of {', '.join(SPLITS)}")
+    _, labels = _scans()
+    by_digit = _scans_by_digit(split, seed)
+    generator = random.Random(f"digits row {seed} {split} {number}")
+    scans = tuple(generator.choice(by_digit[generator.randrange(10)]) for _ in range(2))
+    left_x = generator.randint(0, IMAGE_WIDTH - 2 * DIGIT_SIZE)
+    right_x = generator.randint(left_x + DIGIT_SIZE, IMAGE_WIDTH - DIGIT_SIZE)
+    left_y, right_y = (generator.randint(0, IMAGE_HEIGHT - DIGIT_SIZE) for _ in range(2))
+    return DigitPair(
+        id=f"{split}-{number:05d}",
+        scans=(scans[0], scans[1]),
+        digits=(labels[scans[0]], labels[scans[1]]),
+        corners=((left_x, left_y), (right_x, right_y)),
+    )
+
+
+@cache
+def _scans_by_digit(split: str, seed: int) -> tuple[tuple[int, ...], ...]:
+    _, labels = _scans()
+    indices = split_scans(seed)[split]
+    return tuple(tuple(index for index in indices if labels[index] == digit) for digit in range(10))
+
+
+def render(pair: DigitPair) -> Image.Image:
+    """The row's image: 8-bit grey, black ink on white."""
+    ink, _ = _scans()
+    canvas = Image.new("L", (IMAGE_WIDTH, IMAGE_HEIGHT), color=255)
+    for scan, corner in zip(pair.scans, pair.corners, strict=True):
+        digit = Image.fromarray(255 - ink[scan]).resize((DIGIT_SIZE, DIGIT_SIZE), Image.Resampling.BILINEAR)
+        canvas.paste(digit, corner)
+    return canvas
+
+
+def make_row(pair: DigitPair) -> dict[str, Any]:
+    """The row as it stands in the JSON-lines file; the image path is relative to that file's directory."""
+    return {
+        "id": pair.id,
+        "images": [f"images/{pair.id}.png"],
+        "question": QUESTION,
+        "answer": pair.answer,
+        "demonstration": pair.demonstration,
+        "category": "one-digit sum" if len(pair.answer) == 1 else "two-digit sum",
+    }
+
+
+def iterate_pairs(split: str, rows: int, *, seed: int) -> Iterator[DigitPair]:
+    """Rows 0 to ``rows`` - 1 of a split, made one by one."""
+    return (draw_pair(split, number, seed=seed) for number in range(rows))
+
+
+def write_digits_task(directory: str | Path, *, train_rows: int, validation_rows: int, test_rows: int, seed: int) -> Path:
+    """Writes ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``, ``images/*.png`` and ``task.json``.
+
+    The same task already there is left as it is. Raises ValueError for a row count below 1 and for a directory that
+    holds anything else, which is not touched.
+    """
+    directory = Path(directory)
+    rows = {"train": train_rows, "validation": validation_rows, "test": test_rows}
+    for split, count in rows.items():
+        if count < 1:
+            raise ValueError(f"{split}_rows={count}: must be at least 1")
+    settings = _settings(rows, seed)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        _check_same_task(directory, settings)
+        return directory
+
+    # Made beside its place and renamed, so an interrupted run leaves nothing that looks like a task.
+    building = directory.with_name(f".{directory.name}.incomplete")
+    shutil.rmtree(building, ignore_errors=True)
+    (building / "images").mkdir(parents=True)
+    for split, count in rows.items():
+        lines = []
+        for pair in iterate_pairs(split, count, seed=seed):
+            row = make_row(pair)
+            # Stored, not compressed: the file's bytes do not depend on the machine's zlib.
+            render(pair).save(building / row["images"][0], compress_level=0)
+            lines.append(json.dumps(row))
+        (building / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    description = {**settings, "sha256": _content_hash(building)}
+    (building / "task.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    if directory.exists():
+        directory.rmdir()
+    building.rename(directory)
+    return directory
+
+
+def _settings(rows: dict[str, int], seed: int) -> dict[str, Any]:
+    return {
+        "task": "digits",
+        "format_version": FORMAT_VERSION,
+        "seed": seed,
+        "rows": rows,
+        "image": [IMAGE_HEIGHT, IMAGE_WIDTH],
+        "digit": DIGIT_SIZE,
+    }
+
+
+def _content_hash(directory: Path) -> str:
+    """SHA-256 over the names and bytes of everything but ``task.json``."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.name != "task.json":
+            digest.update(f"{path.relative_to(directory).as_posix()}\n{path.stat().st_size}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _check_same_task(directory: Path, settings: dict[str, Any]) -> None:
+    remedy = "choose another directory, or remove this one"
+    description_file = directory / "task.json"
+    if not description_file.is_file():
+        raise ValueError(f"directory={directory}: holds something that is not a digits task; {remedy}")
+    try:
+        description = json.loads(description_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"directory={directory}: task.json is not readable ({error}); {remedy}") from error
+    found = description if isinstance(description, dict) else {}
+    different = [key for key, value in settings.items() if found.get(key) != value]
+    if different:
+        shown = ", ".join(f"{key} is {found.get(key)!r}, not {settings[key]!r}" for key in different)
+        raise ValueError(f"directory={directory}: holds another task ({shown}); {remedy}")
+    if found.get("sha256") != _content_hash(directory):
+        raise ValueError(f"directory={directory}: the files of this task were changed since it was made; {remedy}")
