@@ -40,6 +40,8 @@ class EngineSettings:
     gpu_memory_utilization: float = 0.4
     seed: int = 0
     max_num_sequences: int = 256
+    min_pixels: int = 0  # of an image, as in DataConfig; 0: the processor's own
+    max_pixels: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,16 @@ class WeightReceipt:
     """What an engine says it received in one weight update: compared by ``weight_sync.verify`` with what was sent.
 
     ``hashes``: hexadecimal hash of the bytes of each tensor received, by Hugging Face name. ``loaded``: the names
-    (the engine's own) that it wrote. ``missing``: parameters of the engine's model that this update did not write.
+    (the engine's own) that it wrote. ``missing``: parameters of the engine's model that this update does not cover.
+    ``unknown``: names received that belong to no parameter. With either of the two an engine keeps its old weights,
+    all of them, and its old version.
     """
 
     version: int
     hashes: dict[str, str]
     loaded: tuple[str, ...] = field(default=())
     missing: tuple[str, ...] = field(default=())
+    unknown: tuple[str, ...] = field(default=())
 
 
 @runtime_checkable

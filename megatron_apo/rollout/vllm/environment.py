@@ -1,0 +1,110 @@
+"""What vLLM needs in this process before it is imported, and what a trainer beside it must be protected from.
+
+Building an engine reseeds torch's generators, replaces ``torch.set_num_threads`` and writes environment variables;
+sampling draws from torch's global generator; shutting down destroys the default process group even when somebody else
+made it. None of that may reach a trainer that lives in the same process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+_SETTINGS = {
+    "HF_HUB_OFFLINE": "1",  # models are local directories: nothing is asked of a network
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's core runs in this process
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # it cannot return the processed log-probabilities
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # the generation that takes our logits processor
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+_SETTINGS_CPU = {
+    "TORCH_COMPILE_DISABLE": "1",  # the first generation would spend 13 to 26 s compiling helpers
+}
+
+
+def prepare_environment() -> None:
+    """Sets what vLLM reads from the environment, where the user has not set it; call it before importing vLLM."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if not torch.cuda.is_available():
+        for name, value in _SETTINGS_CPU.items():
+            os.environ.setdefault(name, value)
+    _hide_unloadable_torchcodec()
+
+
+def _hide_unloadable_torchcodec() -> None:
+    """Lets vLLM see a torchcodec that cannot be loaded as absent.
+
+    vLLM uses it for sound and film only and does without it, but not when its import ends in OSError: PyPI's builds
+    link CUDA libraries that a CPU machine has not.
+    """
+    if "torchcodec" in sys.modules:
+        return
+    try:
+        importlib.import_module("torchcodec")
+    except (ImportError, RuntimeError, OSError):
+        sys.modules["torchcodec"] = None  # type: ignore[assignment]  # an import of it now raises ImportError
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Restores torch's, NumPy's and Python's global generators on the way out."""
+    cpu, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+
+
+@contextmanager
+def process_kept() -> Iterator[None]:
+    """Restores generators, environment variables, torch's threads, default dtype and CPU affinity on the way out."""
+    environment = dict(os.environ)
+    set_threads, threads, dtype = torch.set_num_threads, torch.get_num_threads(), torch.get_default_dtype()
+    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    with random_state_kept():
+        try:
+            yield
+        finally:
+            torch.set_num_threads = set_threads
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
+            torch.set_default_dtype(dtype)
+            if affinity is not None and os.sched_getaffinity(0) != affinity:
+                os.sched_setaffinity(0, affinity)
+            for name in os.environ.keys() - environment.keys():
+                del os.environ[name]
+            os.environ.update(environment)
+
+
+@contextmanager
+def process_group_kept() -> Iterator[None]:
+    """Keeps an initialised default process group from being destroyed inside the block."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        yield
+        return
+    default = torch.distributed.group.WORLD
+    destroy = torch.distributed.destroy_process_group
+
+    def destroy_others(group: torch.distributed.ProcessGroup | None = None) -> None:
+        if group is not None and group is not default:
+            destroy(group)
+
+    torch.distributed.destroy_process_group = destroy_others
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group = destroy
