@@ -67,7 +67,7 @@ def parse_expression(text: str) -> tuple[object, ...]:
     extraction = [LatexExtractionConfig(), ExprExtractionConfig(), StringExtractionConfig()]
 
     def read(expression: str) -> tuple[object, ...]:
-        return tuple(parse(expression, extraction, parsing_timeout=None))  # type: ignore[arg-type]
+        return tuple(parse(expression, extraction, parsing_timeout=None))
 
     visible = visible_text(text)
     if not visible:
@@ -101,8 +101,8 @@ def grade(answer: str, gold: str) -> Outcome:
     try:
         parsed = parse_expression(answer)
         equal = bool(parsed) and verify(
-            list(parse_expression(gold)),  # type: ignore[arg-type]
-            list(parsed),  # type: ignore[arg-type]
+            list(parse_expression(gold)),
+            list(parsed),
             timeout_seconds=None,
             raise_on_error=True,
         )
