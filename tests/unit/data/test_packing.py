@@ -123,7 +123,10 @@ def test_plan_balances_ranks_and_keeps_the_budget() -> None:
 
 
 def test_plan_by_cost_long_samples_and_idle_ranks() -> None:
-    assert plan_microbatches([3, 3, 3], tokens_per_microbatch=100, data_parallel=2, costs=[1, 5, 3]) == [[[1]], [[0, 2]]]
+    assert plan_microbatches([3, 3, 3], tokens_per_microbatch=100, data_parallel=2, costs=[1, 5, 3]) == [
+        [[1]],
+        [[0, 2]],
+    ]
     # a sample above the budget is alone; the other rank has nothing for the second slot
     assert plan_microbatches([50, 2, 2], tokens_per_microbatch=10, data_parallel=1) == [[[0], [1, 2]]]
     assert plan_microbatches([4], tokens_per_microbatch=10, data_parallel=3) == [[[0]], [[]], [[]]]

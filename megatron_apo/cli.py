@@ -1,0 +1,158 @@
+"""The command line: ``python -m megatron_apo train | sft | evaluate | report``, also installed as ``megatron-apo``.
+
+Only the standard library is imported here, so that help is quick; each command imports what it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_DESCRIPTION = "Reinforcement learning of Qwen2.5-VL with APO on Megatron-Core, rollouts from a weight-synced vLLM."
+_EXAMPLES = """\
+examples:
+  python -m megatron_apo sft      --config examples/digits/sft.yaml
+  python -m megatron_apo train    --config examples/digits/apo.yaml
+  python -m megatron_apo train    --config examples/digits/apo.yaml --objective.name=grpo --run.directory=runs/grpo
+  python -m megatron_apo train    --config runs/apo/config.yaml --resume
+  python -m megatron_apo evaluate --model runs/apo/export --data digits/test.jsonl --output test.json
+  python -m megatron_apo report   runs/apo
+  torchrun --nproc-per-node 2 -m megatron_apo train --config FILE.yaml --parallel.tensor=2
+
+Every setting is a key of the YAML file and an option --section.key=value, the value written as in YAML; an option
+overrides the file. megatron_apo/config.py lists them all with their defaults. Errors that you can mend are one line
+and exit status 2; MEGATRON_APO_DEBUG=1 shows where they come from.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0, or 2 after an error that the user can mend."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    _set_environment()
+    try:
+        overrides = _overrides(rest, parser)
+        _COMMANDS[options.command](options, overrides)
+    except ValueError as error:
+        if os.environ.get("MEGATRON_APO_DEBUG") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="megatron-apo",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, summary: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=_EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    settings = "YAML file of settings; --section.key=value overrides it"
+    resume = "continue from the newest checkpoint in run.directory, with the same settings"
+    for name, summary in (
+        ("train", "train by reinforcement learning: generate, score, update, sync"),
+        ("sft", "train on the demonstrations of the rows"),
+    ):
+        added = command(name, summary)
+        added.add_argument("--config", required=True, metavar="FILE", help=settings)
+        added.add_argument("--resume", action="store_true", help=resume)
+    evaluate = command("evaluate", "measure a model's accuracy on rows")
+    evaluate.add_argument("--config", metavar="FILE", help=settings)
+    evaluate.add_argument("--model", metavar="DIR", help="Hugging Face checkpoint (default: model.path)")
+    evaluate.add_argument("--data", metavar="FILE", help="rows as JSON lines (default: data.test)")
+    evaluate.add_argument("--output", metavar="FILE", help="JSON file of the results (default: printed alone)")
+    report = command("report", "write report.html of a run: one file that opens offline")
+    report.add_argument("directory", metavar="DIR", help="the run's directory")
+    return parser
+
+
+def _overrides(rest: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """The --section.key=value options (also written --section.key value); anything else ends the program."""
+    overrides: list[str] = []
+    waiting = ""
+    for word in rest:
+        if waiting:
+            overrides.append(f"{waiting}={word}")
+            waiting = ""
+        elif word.startswith("--") and "=" in word:
+            overrides.append(word)
+        elif word.startswith("--") and "." in word:
+            waiting = word
+        else:
+            parser.error(f"unknown argument {word!r}; settings are written --section.key=value")
+    if waiting:
+        raise ValueError(f"{waiting}: has no value; write {waiting}=value")
+    return overrides
+
+
+def _set_environment() -> None:
+    """What has to be set before torch and transformers are imported; what the user has set stays.
+
+    Threads that wait busily slow everything beside them down, engines and graders included. Nothing is fetched at run
+    time, so a missing file is an error at once and not a network timeout.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def _train(options: argparse.Namespace, overrides: list[str]) -> None:
+    from megatron_apo.config_loading import load_config, require
+
+    config = load_config(options.config, overrides)
+    require(config, "model.path", "data.train")
+    from megatron_apo.loop import train
+
+    train(config, resume=options.resume)
+
+
+def _sft(options: argparse.Namespace, overrides: list[str]) -> None:
+    from megatron_apo.config_loading import load_config, require
+
+    config = load_config(options.config, overrides)
+    require(config, "model.path", "data.train")
+    from megatron_apo.sft import sft
+
+    sft(config, resume=options.resume)
+
+
+def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
+    from megatron_apo.config_loading import load_config, require
+
+    given = [(options.model, "model.path"), (options.data, "data.test")]
+    overrides = [*overrides, *(f"--{key}={value}" for value, key in given if value is not None)]
+    config = load_config(options.config, overrides)
+    require(config, "model.path", "data.test")
+    from megatron_apo.evaluation.evaluate import evaluate
+
+    evaluate(config, output=options.output)
+
+
+def _report(options: argparse.Namespace, overrides: list[str]) -> None:
+    if overrides:
+        raise ValueError(f"{overrides[0]}: report takes no settings; it reads the run's own config.yaml")
+    directory = Path(options.directory)
+    if not directory.is_dir():
+        raise ValueError(f"report {directory}: no such directory; give the run.directory of a run")
+    from megatron_apo.observability.report import write_report
+
+    print(write_report(directory))
+
+
+_COMMANDS = {"train": _train, "sft": _sft, "evaluate": _evaluate, "report": _report}

@@ -1,0 +1,314 @@
+"""Reads the settings: a YAML file, dotted overrides, the objective's preset beneath both; then checks every value.
+
+Knows no torch. Every refusal is a ValueError of the form ``section.key=value: what it must be; why, or what to do``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+
+from megatron_apo.config import Config, ParallelConfig
+from megatron_apo.objective.presets import PRESETS
+
+_Tree = dict[str, Any]
+_Section = TypeVar("_Section")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which ``1e-4`` is a number (PyYAML alone reads text) and a repeated key is an error."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what ``_Loader`` reads back equal."""
+
+
+_FLOAT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))  # type: ignore[no-untyped-call]
+
+
+def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> _Tree:
+    mapping: _Tree = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        if key in mapping:
+            raise ValueError(f"{key}: written twice (line {key_node.start_mark.line + 1}); keep one")
+        mapping[key] = loader.construct_object(value_node, deep=True)  # type: ignore[no-untyped-call]
+    return mapping
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_repeats)
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The settings of a run: defaults, then the objective's preset, then the file, then the overrides; validated.
+
+    ``path``: a YAML file with the sections of ``Config``; None: the defaults alone. ``overrides``:
+    ``--section.key=value`` (or without the dashes); the value is read as YAML. Raises ValueError for a file that cannot
+    be read, an unknown key (the nearest is suggested), a wrong type and a value that cannot work.
+    """
+    tree = {} if path is None else _read(Path(path))
+    for override in overrides:
+        _apply(tree, override)
+    objective = tree.get("objective")
+    name = objective.get("name", "apo") if isinstance(objective, dict) else "apo"
+    if isinstance(name, str):
+        preset = {"objective": {"name": name, **_preset(name)}}
+        tree = _merged(preset, tree)
+    config = _build(Config, tree, "")
+    validate(config)
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """YAML with every setting, in the order of the sections; ``load_config`` reads it back equal."""
+    return yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def known_keys() -> list[str]:
+    """Every setting's dotted name, in order."""
+    return [key for key, _ in _leaves(Config(), "")]
+
+
+def _read(path: Path) -> _Tree:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config={path}: cannot be read ({error}); give a YAML file of settings") from error
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config={path}: is not valid YAML: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"--config={path}: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ValueError(f"--config={path}: holds a {type(tree).__name__}; expected sections such as run and model")
+    return tree
+
+
+def _apply(tree: _Tree, override: str) -> None:
+    """Writes one ``--section.key=value`` into the tree."""
+    key, equals, text = override.removeprefix("--").partition("=")
+    if not equals:
+        raise ValueError(f"{override}: expected --section.key=value, for example --run.steps=100")
+    if key not in known_keys():
+        raise ValueError(_unknown(key))
+    try:
+        value = yaml.load(text, Loader=_Loader) if text else ""
+    except yaml.YAMLError as error:
+        raise ValueError(f"{key}={text}: is not a YAML value; put text with special characters in quotes") from error
+    *sections, name = key.split(".")
+    for section in sections:
+        if tree.get(section) is None:
+            tree[section] = {}
+        tree = tree[section]
+        if not isinstance(tree, dict):
+            raise ValueError(f"{section}={tree!r}: must be a section of settings")
+    tree[name] = value
+
+
+def _preset(name: str) -> Mapping[str, Any]:
+    if name not in PRESETS:
+        raise ValueError(f"objective.name={name}: must be one of {', '.join(PRESETS)}{_nearest(name, list(PRESETS))}")
+    return PRESETS[name]
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> _Tree:
+    """``above`` over ``below``; sections are merged, values replaced."""
+    result: _Tree = dict(below)
+    for key, value in above.items():
+        base = result.get(key)
+        if isinstance(base, Mapping) and (value is None or isinstance(value, Mapping)):
+            result[key] = _merged(base, value or {})  # None: a section with all its keys commented out
+        else:
+            result[key] = value
+    return result
+
+
+def _build(section: type[_Section], tree: Any, prefix: str) -> _Section:
+    tree = {} if tree is None else tree
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{prefix.rstrip('.')}={tree!r}: must be a section of settings, not a {type(tree).__name__}")
+    types = get_type_hints(section)
+    for key in tree:
+        if key not in types:
+            raise ValueError(_unknown(f"{prefix}{key}"))
+    values: _Tree = {}
+    for key, value in tree.items():
+        kind = types[key]
+        name = f"{prefix}{key}"
+        values[key] = _build(kind, value, f"{name}.") if dataclasses.is_dataclass(kind) else _typed(name, value, kind)
+    return section(**values)
+
+
+def _typed(name: str, value: Any, kind: type) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, bool) or not isinstance(value, kind):
+        expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+        hint = "; put it in quotes" if kind is str and value is not None else ""
+        raise ValueError(f"{name}={value!r}: must be {expected} ({kind.__name__}), this is {_yaml_type(value)}{hint}")
+    if kind is float and value != value:
+        raise ValueError(f"{name}={value}: must be a number")
+    return value
+
+
+def _yaml_type(value: Any) -> str:
+    names = {type(None): "empty", bool: "true/false", str: "text", dict: "a section", list: "a list"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _unknown(key: str) -> str:
+    keys = known_keys()
+    if any(known.startswith(f"{key}.") for known in keys):
+        return f"{key}: is a section; set one of its keys, such as {next(k for k in keys if k.startswith(f'{key}.'))}"
+    elsewhere = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
+    sections = sorted({known.rpartition(".")[0] for known in keys})
+    return f"{key}: unknown setting{_nearest(key, elsewhere or keys + sections)}"
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _leaves(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every setting."""
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", value
+
+
+_Check = tuple[str, Callable[[Any], bool], str]
+
+
+def _at_least(minimum: int, reason: str, *keys: str) -> list[_Check]:
+    return [(key, lambda value: value >= minimum, f"must be at least {minimum}{reason}") for key in keys]
+
+
+def _one_of(key: str, *choices: str) -> _Check:
+    return key, lambda value: value in choices, f"must be one of {', '.join(choices)}"
+
+
+def _above_zero(*keys: str) -> list[_Check]:
+    return [(key, lambda value: value > 0, "must be above 0") for key in keys]
+
+
+_CHECKS: list[_Check] = [
+    ("run.directory", bool, "must name the directory that the run writes"),
+    *_at_least(1, "", "run.steps", "parallel.tensor", "parallel.pipeline", "parallel.context"),
+    *_at_least(1, "", "data.max_prompt_tokens", "sampling.max_tokens", "rollout.prompts_per_step"),
+    *_at_least(1, "", "rollout.max_num_sequences", "rollout.timeout_seconds", "parallel.timeout_seconds"),
+    *_at_least(1, "", "rewards.workers", "training.updates_per_rollout", "training.epochs_per_rollout"),
+    *_at_least(1, "", "training.tokens_per_microbatch", "training.logits_chunk_tokens", "training.batch_size"),
+    *_at_least(1, "", "evaluation.samples"),
+    *_at_least(1, "; the newest is what --resume continues", "run.keep_checkpoints"),
+    *_at_least(0, "", "run.seed", "run.threads", "data.min_pixels", "data.max_pixels", "evaluation.limit"),
+    *_at_least(0, " (0: never)", "run.save_every", "run.evaluate_every"),
+    *_at_least(0, "", "optimizer.warmup_steps", "optimizer.minimum_learning_rate", "optimizer.weight_decay"),
+    *_at_least(0, " (0: no clipping)", "optimizer.clip_gradient"),
+    *_at_least(0, " (0: greedy)", "evaluation.temperature"),
+    *_at_least(0, "", "rewards.accuracy", "rewards.format", "logging.report_samples"),
+    *_at_least(0, "", "objective.kl.coefficient", "objective.kl.minimum", "objective.kl.exploration_steps"),
+    *_at_least(2, "; a group of one always has zero advantage", "sampling.group_size"),
+    *_above_zero("sampling.temperature", "rollout.kv_cache_gib", "rewards.timeout_seconds", "objective.clip_high"),
+    *_above_zero("optimizer.learning_rate", "optimizer.epsilon", "objective.advantage.epsilon", "sync.logprob_gate"),
+    ("sampling.top_p", lambda p: p == 1, "must be 1; log-probabilities are trained under the whole distribution"),
+    ("rollout.gpu_memory_utilization", lambda u: 0 < u < 1, "must lie between 0 and 1; training needs the rest"),
+    ("rewards.max_error_rate", lambda r: 0 <= r <= 1, "must lie between 0 and 1; it is a share of the responses"),
+    ("objective.stcr.base", lambda b: b > 1, "must be above 1; the weight of a longer wrong response grows with it"),
+    ("objective.clip_low", lambda c: 0 < c < 1, "must lie between 0 and 1; the ratio is clipped at 1 - clip_low"),
+    ("optimizer.beta1", lambda b: 0 <= b < 1, "must lie between 0 and 1"),
+    ("optimizer.beta2", lambda b: 0 <= b < 1, "must lie between 0 and 1"),
+    _one_of("model.dtype", "float32", "bfloat16"),
+    _one_of("model.layer_spec", "local", "transformer_engine"),
+    _one_of("model.recompute", "none", "selective", "full"),
+    _one_of("rollout.engine", "vllm", "transformers"),
+    _one_of("rollout.placement", "auto", "in_process", "process"),
+    _one_of("objective.dads.curve", "one_minus_exp", "exp"),
+    _one_of("objective.kl.estimator", "k1", "k2", "k3"),
+    _one_of("objective.kl.schedule", "constant", "grpo_d"),
+    _one_of("objective.kl.reduction", "sequence_mean", "token_mean"),
+    _one_of("objective.reduction", "sequence_mean", "token_mean"),
+    _one_of("objective.old_logprobs", "trainer", "engine"),
+    _one_of("optimizer.schedule", "constant", "linear", "cosine"),
+    _one_of("logging.wandb", "disabled", "offline", "online"),
+]
+
+
+def validate(config: Config) -> None:
+    """ValueError for the first setting that cannot work, alone or beside another."""
+    values = dict(_leaves(config, ""))
+    for key, accepts, reason in _CHECKS:
+        if not accepts(values[key]):
+            raise ValueError(f"{key}={values[key]}: {reason}")
+    data, kl, optimizer = config.data, config.objective.kl, config.optimizer
+    if data.min_pixels and data.max_pixels and data.min_pixels > data.max_pixels:
+        raise ValueError(f"data.min_pixels={data.min_pixels}: must not exceed data.max_pixels={data.max_pixels}")
+    if optimizer.minimum_learning_rate > optimizer.learning_rate:
+        raise ValueError(
+            f"optimizer.minimum_learning_rate={optimizer.minimum_learning_rate}: must not exceed "
+            f"optimizer.learning_rate={optimizer.learning_rate}"
+        )
+    if config.evaluation.samples > 1 and config.evaluation.temperature == 0:
+        raise ValueError(
+            f"evaluation.samples={config.evaluation.samples}: must be 1 with evaluation.temperature=0; greedy "
+            "responses are all the same"
+        )
+    if config.parallel.sequence and config.parallel.tensor == 1:
+        raise ValueError(
+            "parallel.sequence=true: must be false with parallel.tensor=1; it splits the sequence over the tensor ranks"
+        )
+    if kl.schedule == "grpo_d" and kl.minimum > kl.maximum:
+        raise ValueError(f"objective.kl.minimum={kl.minimum}: must not exceed objective.kl.maximum={kl.maximum}")
+    if kl.schedule == "grpo_d" and kl.exploration_steps > config.run.steps:
+        raise ValueError(
+            f"objective.kl.exploration_steps={kl.exploration_steps}: must not exceed run.steps={config.run.steps}; "
+            "the published setting is 0.3 of the steps"
+        )
+
+
+def require(config: Config, *keys: str) -> None:
+    """ValueError for the first of these settings that is empty; for what only some commands need."""
+    values = dict(_leaves(config, ""))
+    for key in keys:
+        if values[key] == "":
+            raise ValueError(f"{key}: is required; set it in the YAML file or with --{key}=…")
+
+
+def check_layout(parallel: ParallelConfig, world_size: int, *, heads: int, kv_heads: int, layers: int) -> int:
+    """The data-parallel size; ValueError naming every factor and everything wrong with the layout.
+
+    ``heads``, ``kv_heads``, ``layers``: of the language model.
+    """
+    tensor, pipeline, context = parallel.tensor, parallel.pipeline, parallel.context
+    model_parallel = tensor * pipeline * context
+    problems = []
+    if world_size % model_parallel:
+        problems.append(f"world {world_size} is not a multiple of tensor × pipeline × context = {model_parallel}")
+    for name, count in (("heads", heads), ("kv_heads", kv_heads)):
+        if count % tensor:
+            problems.append(f"{name} {count} is not a multiple of tensor {tensor}")
+    if layers % pipeline:
+        problems.append(f"layers {layers} is not a multiple of pipeline {pipeline}")
+    data = world_size // model_parallel
+    if problems:
+        shown = "?" if world_size % model_parallel else data
+        raise ValueError(
+            f"layout: tensor {tensor} × pipeline {pipeline} × context {context} × data {shown} = world {world_size}, "
+            f"for {heads} heads, {kv_heads} kv heads, {layers} layers: {'; '.join(problems)}; change the parallel "
+            "section or the number of processes"
+        )
+    return data
