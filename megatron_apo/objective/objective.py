@@ -1,0 +1,163 @@
+"""Composes the objective from its settings: group shaping before the batch is cut, token losses inside it.
+
+    A'    = advantage * STCR                          per response
+    loss  = sum_t policy_weight_t * PG_t + coefficient * sum_t kl_token_weight_t * dads_t * KL_t
+
+GRPO, GRPO-D, APO and its ablations are five settings of it. Shape suffixes: P prompts, G responses per prompt,
+T response tokens of one microbatch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from megatron_apo.config import ObjectiveConfig
+from megatron_apo.objective.advantages import boolean, group_advantages
+from megatron_apo.objective.dads import dads_kl_weights, group_difficulty
+from megatron_apo.objective.kl import kl_divergence
+from megatron_apo.objective.kl_schedule import grpo_d_coefficient
+from megatron_apo.objective.policy_loss import clip_active, clipped_policy_loss, policy_ratio
+from megatron_apo.objective.stcr import stcr_weights
+from megatron_apo.objective.validation import has_kl
+
+
+@dataclass(frozen=True)
+class ShapedGroups:
+    """What the objective made of the groups; ``advantages_PG`` = ``raw_advantages_PG`` * ``stcr_PG``.
+
+    ``stcr_PG`` (>= 1) and ``kl_weights_PG`` are all 1 where STCR or DADS is switched off. ``difficulty_P`` is
+    1 - share of correct responses. All have the rewards' dtype.
+    """
+
+    raw_advantages_PG: torch.Tensor
+    advantages_PG: torch.Tensor
+    stcr_PG: torch.Tensor
+    kl_weights_PG: torch.Tensor
+    difficulty_P: torch.Tensor
+
+
+@dataclass(frozen=True)
+class TokenObjective:
+    """One microbatch's part of the loss (a differentiable scalar) and of the metrics.
+
+    ``metrics`` are detached float64 scalars; each is a weighted sum, so that summing over microbatches and ranks gives
+    the global mean: no division is left to do.
+    """
+
+    loss: torch.Tensor
+    metrics: dict[str, torch.Tensor]
+
+
+def shape_groups(
+    rewards_PG: torch.Tensor,
+    correct_PG: torch.Tensor,
+    lengths_PG: torch.Tensor,
+    *,
+    settings: ObjectiveConfig,
+    valid_PG: torch.Tensor | None = None,
+) -> ShapedGroups:
+    """Advantages, STCR and DADS of groups of scored responses; all arguments [P, G].
+
+    Raises ValueError for groups of one, unequal shapes and rewards that are not finite.
+    """
+    correct = boolean("correct_PG", correct_PG, rewards_PG)
+    raw = group_advantages(
+        rewards_PG,
+        epsilon=settings.advantage.epsilon,
+        unbiased=settings.advantage.unbiased,
+        scale=settings.advantage.scale,
+        valid_PG=valid_PG,
+    )
+    stcr = torch.ones_like(raw)
+    if settings.stcr.enabled:
+        stcr = stcr_weights(
+            lengths_PG,
+            correct,
+            base=settings.stcr.base,
+            advantages_PG=raw,
+            only_negative=settings.stcr.only_negative,
+            valid_PG=valid_PG,
+        )
+    advantages = raw * stcr
+    kl_weights = torch.ones_like(raw)
+    if settings.dads.enabled:
+        kl_weights = dads_kl_weights(advantages, correct, curve=settings.dads.curve, valid_PG=valid_PG)
+    difficulty = group_difficulty(correct, valid_PG=valid_PG).to(raw.dtype)
+    return ShapedGroups(raw, advantages, stcr, kl_weights, difficulty)
+
+
+def kl_coefficient(settings: ObjectiveConfig, step: int, total_steps: int) -> float:
+    """The KL coefficient at ``step`` in 0 ... total_steps; ValueError for an unknown schedule."""
+    kl = settings.kl
+    if kl.schedule == "constant":
+        return kl.coefficient
+    if kl.schedule == "grpo_d":
+        return grpo_d_coefficient(
+            step,
+            total_steps=total_steps,
+            exploration_steps=kl.exploration_steps,
+            minimum=kl.minimum,
+            maximum=kl.maximum,
+        )
+    raise ValueError(f"objective.kl.schedule={kl.schedule}: must be one of constant, grpo_d")
+
+
+def needs_reference(settings: ObjectiveConfig) -> bool:
+    """Whether the KL coefficient is above 0 at any step, so that reference log-probabilities are needed."""
+    return has_kl(settings.kl)
+
+
+def token_objective(
+    logprobs_T: torch.Tensor,
+    old_logprobs_T: torch.Tensor,
+    ref_logprobs_T: torch.Tensor | None,
+    *,
+    advantages_T: torch.Tensor,
+    policy_weights_T: torch.Tensor,
+    kl_token_weights_T: torch.Tensor,
+    kl_weights_T: torch.Tensor,
+    kl_coefficient: float,
+    settings: ObjectiveConfig,
+) -> TokenObjective:
+    """The loss of response tokens [T]: policy loss plus KL, each under its own reduction weights.
+
+    A token whose weight is 0 contributes exactly 0 to the value and the gradient, whatever its log-probability (-inf,
+    nan): it is replaced before anything is computed from it. ``kl_weights_T`` is DADS's factor of the token's response.
+    Without ``ref_logprobs_T`` there is no KL term; ValueError when the coefficient then is not 0.
+    """
+    if ref_logprobs_T is None and kl_coefficient != 0:
+        raise ValueError(f"kl_coefficient={kl_coefficient}: needs ref_logprobs_T; set objective.kl.coefficient to 0")
+    zero = logprobs_T.new_zeros(())
+    live = policy_weights_T != 0
+    logprobs = torch.where(live, logprobs_T, zero)
+    old_logprobs = torch.where(live, old_logprobs_T, zero)
+    advantages = torch.where(live, advantages_T, zero)
+    clip = {"clip_low": settings.clip_low, "clip_high": settings.clip_high}
+    policy_loss = _sum(policy_weights_T, clipped_policy_loss(logprobs, old_logprobs, advantages, **clip))
+    loss = policy_loss
+    metrics = {"loss/policy": policy_loss}
+    with torch.no_grad():
+        clipped = clip_active(logprobs, old_logprobs, advantages, **clip)
+        metrics["policy/clip_fraction"] = _sum(policy_weights_T, clipped)
+        metrics["policy/ratio"] = _sum(policy_weights_T, policy_ratio(logprobs, old_logprobs))
+        metrics["policy/kl_old"] = _sum(policy_weights_T, kl_divergence(logprobs, old_logprobs, estimator="k3"))
+    if ref_logprobs_T is not None:
+        live = kl_token_weights_T != 0
+        divergence = kl_divergence(
+            torch.where(live, logprobs_T, zero),
+            torch.where(live, ref_logprobs_T, zero),
+            estimator=settings.kl.estimator,
+        )
+        weighted = _sum(kl_token_weights_T * kl_weights_T, divergence)
+        loss = loss + kl_coefficient * weighted
+        metrics["kl/raw"] = _sum(kl_token_weights_T, divergence)
+        metrics["kl/weighted"] = weighted
+        metrics["loss/kl"] = kl_coefficient * weighted
+    return TokenObjective(loss.to(logprobs_T.dtype), {name: value.detach() for name, value in metrics.items()})
+
+
+def _sum(weights_T: torch.Tensor, values_T: torch.Tensor) -> torch.Tensor:
+    """sum(weight * value) in float64, so that the order of tokens does not show."""
+    return (weights_T.double() * values_T.double()).sum()

@@ -1,0 +1,80 @@
+"""Named objectives: settings of one objective that ``objective.name`` picks and any other key overrides.
+
+Plain values only: reading the settings imports this file without torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # APO, both parts (arXiv:2506.21655): KL k3 as a mean over sequences, policy loss as a mean over tokens.
+    "apo": {
+        "stcr": {"enabled": True},
+        "dads": {"enabled": True},
+        "kl": {"estimator": "k3", "coefficient": 1e-3, "reduction": "sequence_mean"},
+        "reduction": "token_mean",
+    },
+    # APO's ablations: one part switched off.
+    "apo_dads_only": {
+        "stcr": {"enabled": False},
+        "dads": {"enabled": True},
+        "kl": {"estimator": "k3", "coefficient": 1e-3, "reduction": "sequence_mean"},
+        "reduction": "token_mean",
+    },
+    "apo_stcr_only": {
+        "stcr": {"enabled": True},
+        "dads": {"enabled": False},
+        "kl": {"estimator": "k3", "coefficient": 1e-3, "reduction": "sequence_mean"},
+        "reduction": "token_mean",
+    },
+    # Every number of the authors' published training code (View-R1), spelled out so that a change of a default cannot
+    # move it. What remains different: equal rewards give exactly 0, STCR is computed in float64, and the token mean is
+    # over the global batch where theirs is over one rank's micro-batch.
+    "view_r1_exact": {
+        "advantage": {"scale": True, "unbiased": True, "epsilon": 1e-9},
+        "stcr": {"enabled": True, "base": 1.00001, "only_negative": False},
+        "dads": {"enabled": True, "curve": "one_minus_exp"},
+        "kl": {"estimator": "k3", "schedule": "constant", "coefficient": 1e-3, "reduction": "sequence_mean"},
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "reduction": "token_mean",
+        "mask_truncated": False,
+        "old_logprobs": "trainer",
+    },
+    # GRPO (DeepSeekMath, arXiv:2402.03300, eq. 3 and section 4.2): both terms are means over sequences, KL k3 at 0.04.
+    "grpo": {
+        "advantage": {"epsilon": 1e-4},
+        "kl": {"estimator": "k3", "coefficient": 0.04, "reduction": "sequence_mean"},
+        "reduction": "sequence_mean",
+    },
+    # GRPO-D (OThink-MR1, arXiv:2503.16081, eq. 3), its visual-counting range. The paper explores for 0.3 of the steps:
+    # 30 fits the default run.steps=100, set exploration_steps beside another run.steps.
+    "grpo_d": {
+        "advantage": {"epsilon": 1e-4},
+        "kl": {
+            "estimator": "k3",
+            "schedule": "grpo_d",
+            "minimum": 0.04,
+            "maximum": 0.10,
+            "exploration_steps": 30,
+            "reduction": "sequence_mean",
+        },
+        "reduction": "sequence_mean",
+    },
+    # Dr. GRPO (arXiv:2503.20783): no division by the standard deviation, every token weighs the same, no KL. The paper
+    # divides by a constant, this by the batch's token count: the same direction, another scale from step to step.
+    "dr_grpo": {
+        "advantage": {"scale": False},
+        "kl": {"coefficient": 0.0},
+        "reduction": "token_mean",
+    },
+    # The loss of DAPO (arXiv:2503.14476, eq. 8): a wider upper clip, token mean, no KL. Its dynamic sampling and
+    # overlong reward are not part of a loss and not here.
+    "dapo": {
+        "kl": {"coefficient": 0.0},
+        "clip_low": 0.2,
+        "clip_high": 0.28,
+        "reduction": "token_mean",
+    },
+}

@@ -1,0 +1,133 @@
+"""From scored groups to training samples: what the objective makes of each response, and its weight in the batch.
+
+Shape suffixes: P prompts, G responses per prompt, S responses of one update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from megatron_apo.config import ObjectiveConfig
+from megatron_apo.objective.objective import ShapedGroups, shape_groups
+from megatron_apo.objective.reductions import token_weights
+from megatron_apo.records import RolloutGroup, TrainingSample
+
+
+@dataclass(frozen=True)
+class ShapedStep:
+    """A step's samples. ``updates`` lists, per optimizer update, indices into ``samples``.
+
+    ``shaping`` holds, per group and response, what the log and the report show: raw advantage, advantage after STCR,
+    STCR multiplier and DADS weight. ``metrics`` are means over the judged responses.
+    """
+
+    samples: tuple[TrainingSample, ...]
+    updates: tuple[tuple[int, ...], ...]
+    shaping: tuple[tuple[dict[str, float], ...], ...]
+    metrics: dict[str, float]
+
+
+def _shape(groups: Sequence[RolloutGroup], settings: ObjectiveConfig) -> tuple[ShapedGroups, torch.Tensor]:
+    rewards = torch.tensor([[score.total for score in group.scores] for group in groups], dtype=torch.float64)
+    correct = torch.tensor([[score.correct for score in group.scores] for group in groups])
+    valid = torch.tensor(
+        [
+            [
+                score.valid and rollout.finish_reason != "abort"
+                for rollout, score in zip(g.rollouts, g.scores, strict=True)
+            ]
+            for g in groups
+        ]
+    )
+    lengths = torch.tensor([[len(rollout.token_ids) for rollout in group.rollouts] for group in groups])
+    return shape_groups(rewards, correct, lengths, settings=settings, valid_PG=valid), valid
+
+
+def _metrics(shaped: ShapedGroups, valid: torch.Tensor) -> dict[str, float]:
+    def mean(values: torch.Tensor, where: torch.Tensor) -> float | None:
+        return float(values[where].double().mean()) if bool(where.any()) else None
+
+    positive = valid & (shaped.advantages_PG > 0)
+    negative = valid & (shaped.advantages_PG < 0)
+    # A share of groups without any contrast learns nothing but its KL; an all-zero step is worth seeing.
+    varied = (shaped.advantages_PG != 0).any(dim=1)
+    found = {
+        "apo/dads_weight": mean(shaped.kl_weights_PG, positive),
+        "apo/stcr_weight": mean(shaped.stcr_PG, negative),
+        "apo/zero_variance_groups": float((~varied).double().mean()),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _included(rollout_group: RolloutGroup, index: int, valid: bool, settings: ObjectiveConfig) -> bool:
+    truncated = rollout_group.rollouts[index].finish_reason == "length"
+    return valid and not (settings.mask_truncated and truncated)
+
+
+def shape_step(
+    groups: Sequence[RolloutGroup], settings: ObjectiveConfig, *, updates: int = 1, epochs: int = 1
+) -> ShapedStep:
+    """Shapes scored groups and cuts them, whole prompts together, into ``updates`` batches, ``epochs`` times over.
+
+    The reduction's weights are those of each update's own batch. Responses that the grader could not judge, that
+    were aborted, or that ``mask_truncated`` leaves out are no samples. Raises ValueError when there are fewer prompts
+    than updates, or nothing is left to train on.
+    """
+    if len(groups) < updates:
+        raise ValueError(
+            f"training.updates_per_rollout={updates}: more than the {len(groups)} prompts of a rollout; lower it or "
+            "raise rollout.prompts_per_step"
+        )
+    shaped, valid = _shape(groups, settings)
+    samples: list[TrainingSample] = []
+    batches: list[tuple[int, ...]] = []
+    for update in range(updates):
+        first, last = len(groups) * update // updates, len(groups) * (update + 1) // updates
+        chosen = [
+            (p, g)
+            for p in range(first, last)
+            for g in range(len(groups[p].rollouts))
+            if _included(groups[p], g, bool(valid[p, g]), settings)
+        ]
+        if not chosen:
+            raise ValueError("no response of this update can be trained on: all were aborted, unjudged or masked")
+        lengths = torch.tensor([len(groups[p].rollouts[g].token_ids) for p, g in chosen])
+        everyone = torch.ones(len(chosen), dtype=torch.bool)
+        policy = token_weights(lengths, everyone, kind=settings.reduction)
+        kl = token_weights(lengths, everyone, kind=settings.kl.reduction)
+        start = len(samples)
+        for place, (p, g) in enumerate(chosen):
+            samples.append(_sample(groups[p], g, shaped, p, float(policy[place]), float(kl[place])))
+        batches.append(tuple(range(start, len(samples))))
+    shaping = tuple(
+        tuple(
+            {
+                "raw_advantage": float(shaped.raw_advantages_PG[p, g]),
+                "advantage": float(shaped.advantages_PG[p, g]),
+                "stcr": float(shaped.stcr_PG[p, g]),
+                "kl_weight": float(shaped.kl_weights_PG[p, g]),
+            }
+            for g in range(len(group.rollouts))
+        )
+        for p, group in enumerate(groups)
+    )
+    return ShapedStep(tuple(samples), tuple(batches * epochs), shaping, _metrics(shaped, valid))
+
+
+def _sample(
+    group: RolloutGroup, index: int, shaped: ShapedGroups, row: int, policy_weight: float, kl_token_weight: float
+) -> TrainingSample:
+    rollout = group.rollouts[index]
+    return TrainingSample(
+        prompt_ids=group.prompt.token_ids,
+        response_ids=rollout.token_ids,
+        images=group.prompt.images,
+        advantage=float(shaped.advantages_PG[row, index]),
+        kl_weight=float(shaped.kl_weights_PG[row, index]),
+        policy_weight=policy_weight,
+        kl_token_weight=kl_token_weight,
+        rollout_logprobs=rollout.logprobs,
+    )

@@ -1,0 +1,82 @@
+"""Refuses settings of the objective that contradict each other. Plain values only, no torch."""
+
+from __future__ import annotations
+
+from megatron_apo.config import KlConfig, ObjectiveConfig
+
+_CHOICES = {
+    "objective.dads.curve": ("one_minus_exp", "exp"),
+    "objective.kl.estimator": ("k1", "k2", "k3"),
+    "objective.kl.schedule": ("constant", "grpo_d"),
+    "objective.kl.reduction": ("sequence_mean", "token_mean"),
+    "objective.reduction": ("token_mean", "sequence_mean"),
+    "objective.old_logprobs": ("trainer", "engine"),
+}
+
+
+def has_kl(kl: KlConfig) -> bool:
+    """Whether the coefficient is above 0 at any step, so that a reference model is needed."""
+    return kl.maximum > 0 if kl.schedule == "grpo_d" else kl.coefficient > 0
+
+
+def validate_objective(settings: ObjectiveConfig, group_size: int, steps: int) -> None:
+    """ValueError for the first contradiction; ``group_size`` responses per prompt, ``steps`` of the whole run."""
+    if group_size < 2:
+        raise ValueError(
+            f"sampling.group_size={group_size}: must be at least 2; a group of one always has zero advantage"
+        )
+    values = {
+        "objective.dads.curve": settings.dads.curve,
+        "objective.kl.estimator": settings.kl.estimator,
+        "objective.kl.schedule": settings.kl.schedule,
+        "objective.kl.reduction": settings.kl.reduction,
+        "objective.reduction": settings.reduction,
+        "objective.old_logprobs": settings.old_logprobs,
+    }
+    for key, choices in _CHOICES.items():
+        if values[key] not in choices:
+            raise ValueError(f"{key}={values[key]}: must be one of {', '.join(choices)}")
+    _check_numbers(settings)
+    if settings.kl.schedule == "grpo_d":
+        _check_grpo_d(settings.kl, steps)
+    if settings.dads.enabled and not has_kl(settings.kl):
+        key = "maximum" if settings.kl.schedule == "grpo_d" else "coefficient"
+        raise ValueError(
+            f"objective.kl.{key}=0: must be above 0 with objective.dads.enabled=true; DADS weights the KL term "
+            "(APO's is 0.001), or switch DADS off"
+        )
+
+
+def _check_numbers(settings: ObjectiveConfig) -> None:
+    if not settings.stcr.base > 1:
+        raise ValueError(
+            f"objective.stcr.base={settings.stcr.base}: must be above 1; the weight of a longer wrong response grows "
+            "with it"
+        )
+    if not settings.advantage.epsilon >= 0:
+        raise ValueError(f"objective.advantage.epsilon={settings.advantage.epsilon}: must not be negative")
+    if not 0 < settings.clip_low < 1:
+        raise ValueError(f"objective.clip_low={settings.clip_low}: must lie between 0 and 1; it bounds a ratio below")
+    if not settings.clip_high > 0:
+        raise ValueError(f"objective.clip_high={settings.clip_high}: must be above 0; it bounds a ratio above")
+    if not settings.kl.coefficient >= 0:
+        raise ValueError(
+            f"objective.kl.coefficient={settings.kl.coefficient}: must not be negative; 0 leaves the KL term out"
+        )
+
+
+def _check_grpo_d(kl: KlConfig, steps: int) -> None:
+    if not kl.minimum >= 0:
+        raise ValueError(f"objective.kl.minimum={kl.minimum}: must not be negative")
+    if not kl.minimum <= kl.maximum:
+        raise ValueError(f"objective.kl.minimum={kl.minimum}: must not exceed objective.kl.maximum={kl.maximum}")
+    if not kl.maximum > 0:
+        raise ValueError(
+            f"objective.kl.maximum={kl.maximum}: must be above 0 with objective.kl.schedule=grpo_d; the published "
+            "ranges are 0.04 to 0.1 and 0 to 0.02"
+        )
+    if not 0 <= kl.exploration_steps <= steps:
+        raise ValueError(
+            f"objective.kl.exploration_steps={kl.exploration_steps}: must lie between 0 and run.steps={steps}; the "
+            "published setting is 0.3 of the steps"
+        )
