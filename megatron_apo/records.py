@@ -147,3 +147,16 @@ class Microbatch:
     image_positions_K: torch.Tensor | None = None  # int64
     image_features_K: torch.Tensor | None = None  # int64
     sequence_ids_T: torch.Tensor | None = field(default=None)  # int64, which packed sequence a token belongs to
+
+
+@dataclass(frozen=True)
+class ReplicaWork:
+    """One data-parallel replica's part of a step.
+
+    ``updates[u][m]`` lists the samples of microbatch m of optimizer update u; every replica has as many microbatches.
+    ``scalars`` are the same on all replicas.
+    """
+
+    samples: tuple[TrainingSample, ...]
+    updates: tuple[tuple[tuple[int, ...], ...], ...]
+    scalars: dict[str, float]

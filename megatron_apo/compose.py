@@ -1,0 +1,269 @@
+"""Puts the concrete parts together for one run: the command line's ``train``. Import it after
+``platform.megatron_on_cpu.install()``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+
+from megatron_apo.config import Config
+from megatron_apo.config_loading import dump_config
+from megatron_apo.data.prompts import PromptBuilder, PromptStream
+from megatron_apo.evaluation.evaluate import evaluate_prompts, read_prompts
+from megatron_apo.evaluation.scoring import Evaluation
+from megatron_apo.evaluation.tables import plain_table, read_evaluations, write_evaluations
+from megatron_apo.loop import Controller, LiveRollouts, LoopParts, run_loop
+from megatron_apo.objective.objective import needs_reference
+from megatron_apo.objective.samples import ShapedStep
+from megatron_apo.objective.validation import validate_objective
+from megatron_apo.observability.progress import Progress
+from megatron_apo.observability.report import write_report
+from megatron_apo.observability.writers import Writers, open_writers
+from megatron_apo.parallel.groups import Groups, initialise, shut_down
+from megatron_apo.parallel.status import phase
+from megatron_apo.records import Prompt, RolloutGroup
+from megatron_apo.rewards.pool import Scorer
+from megatron_apo.rollout.build import build_engine
+from megatron_apo.rollout.engine import RolloutEngine
+from megatron_apo.rollout.record_files import ReplayRollouts, write_step
+from megatron_apo.run_directory import RunDirectory, claim
+from megatron_apo.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
+from megatron_apo.training.export import export_model
+from megatron_apo.training.forward_step import HeadSettings, unwrap
+from megatron_apo.training.setup import TrainingState, build_training_state, describe_optimizer
+from megatron_apo.training.update import Trainer, TrainerSettings
+from megatron_apo.weight_sync.export import export_tensors
+from megatron_apo.weight_sync.push import push_weights
+from model_providers.qwen2_5_vl.weight_map import hf_names
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal, on stderr: stdout is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class RunLog:
+    """A step's numbers and responses: to the writers, the rollouts directory and the progress bar."""
+
+    def __init__(self, directory: RunDirectory, writers: Writers, progress: Progress) -> None:
+        self._directory = directory
+        self._writers = writers
+        self._progress = progress
+
+    def record(
+        self, step: int, metrics: dict[str, float], groups: Sequence[RolloutGroup], shaped: ShapedStep, version: int
+    ) -> None:
+        """Writes step ``step``; ``version`` is that of the weights which drew ``groups``."""
+        write_step(self._directory.rollouts, step, groups, weight_version=version, shaping=shaped.shaping)
+        self._writers.write(step, metrics)
+        self._progress.update(step, metrics)
+
+    def evaluated(self, step: int, result: Evaluation) -> None:
+        """Writes an evaluation made during training."""
+        self._writers.write(
+            step, {"evaluation/accuracy": result.accuracy, "evaluation/response_length": result.mean_length}
+        )
+        self._progress.message(f"step {step}: validation accuracy {result.accuracy:.3f} on {result.rows} rows")
+
+
+class Run:
+    """One training run on this rank; the controller's parts are None elsewhere, the engine also in a replay."""
+
+    def __init__(self, config: Config, groups: Groups, directory: RunDirectory) -> None:
+        self.config = config
+        self.groups = groups
+        self.directory = directory
+        self.builder = PromptBuilder(config.model.path, config.data)
+        training = config.training
+        self.updates_per_step = training.updates_per_rollout * training.epochs_per_rollout
+        self.state: TrainingState = build_training_state(
+            config,
+            groups,
+            updates=config.run.steps * self.updates_per_step,
+            reference=needs_reference(config.objective),
+        )
+        self.trainer = Trainer(
+            self.state,
+            groups,
+            TrainerSettings(config.objective, head_settings(config, self.builder, self.state)),
+            pixel_values=self.builder.pixel_values,
+        )
+        self.engine: RolloutEngine | None = None
+        self.scorer: Scorer | None = None
+        self.log: RunLog | None = None
+        self._evaluation_prompts: dict[str, list[Prompt]] = {}
+
+    def start_controller(self, resume_step: int | None) -> Controller | None:
+        """Builds what only rank 0 holds: data, engine, grader, writers."""
+        controller = None
+        with phase(self.groups, "start"):
+            if self.groups.is_controller:
+                controller = self._build_controller(resume_step)
+        return controller
+
+    def _build_controller(self, resume_step: int | None) -> Controller:
+        config = self.config
+        prompts = read_prompts(self.builder, config.data.train, config.data.image_root)
+        for path in {config.data.validation, config.data.test} - {""}:
+            self._evaluation_prompts[path] = read_prompts(self.builder, path, config.data.image_root)
+        self.scorer = Scorer(config.rewards)
+        writers = open_writers(
+            self.directory.root,
+            config.logging,
+            resume_step,
+            settings=yaml.safe_load(dump_config(config)),
+        )
+        progress = Progress(
+            config.run.steps, initial=resume_step or 0, label="train", enabled=config.logging.progress
+        )
+        self.log = RunLog(self.directory, writers, progress)
+        source: LiveRollouts | ReplayRollouts
+        if config.rollout.replay:
+            source = ReplayRollouts(config.rollout.replay)
+        else:
+            alone = self.groups.world_size == 1
+            placement = config.rollout.placement
+            if placement == "in_process" and not alone:
+                raise ValueError(
+                    f"rollout.placement=in_process: needs a single process, this job has {self.groups.world_size}; "
+                    "use process or auto"
+                )
+            in_process = alone if placement == "auto" else placement == "in_process"
+            say(f"starting the {config.rollout.engine} engine{'' if in_process else ' in a process of its own'} …")
+            self.engine = build_engine(config, self.builder.forbidden_token_ids, in_process=in_process)
+            source = LiveRollouts(self.engine, config)
+        stream = PromptStream(len(prompts), config.rollout.prompts_per_step, config.run.seed, config.data.shuffle)
+        return Controller(prompts, stream, source, self.scorer, self.log)
+
+    def sync(self, version: int) -> dict[str, float]:
+        """Sends the trainer's weights to the engine and verifies what arrived."""
+        if self.config.rollout.replay:
+            return {}
+        tensors = export_tensors(unwrap(self.state.model[0]), self.groups)
+        metrics: dict[str, float] = {}
+        if self.groups.world_size > 1:
+            # The iterator is collective: exhaust it before anything on the controller alone can fail.
+            tensors = iter([(name, tensor.clone()) for name, tensor in tensors])
+        with phase(self.groups, "weight sync"):
+            if self.engine is not None:
+                report = push_weights(self.engine, version, tensors, hf_names(self.state.shape))
+                metrics = {"sync/version": float(report.version), "sync/seconds": report.seconds}
+        return metrics
+
+    def evaluate(self, path: str) -> tuple[Evaluation, list[RolloutGroup]] | None:
+        """Evaluates the rows of ``path`` on the engine's present weights; None off the controller or in a replay."""
+        result = None
+        with phase(self.groups, "evaluation"):
+            if self.engine is not None and self.scorer is not None and path:
+                result = evaluate_prompts(self.engine, self.scorer, self._evaluation_prompts[path], self.config)
+        return result
+
+    def evaluate_validation(self, step: int) -> Evaluation | None:
+        """The evaluation during training."""
+        found = self.evaluate(self.config.data.validation)
+        if found is None or self.log is None:
+            return None
+        self.log.evaluated(step, found[0])
+        return found[0]
+
+    def evaluate_held_out(self, label: str) -> None:
+        """Before and after: ``evaluations.json`` and a line on the terminal."""
+        found = self.evaluate(self.config.data.test)
+        if found is None:
+            return
+        write_evaluations(self.directory.root, {label: found[0]})
+        write_step(self.directory.root / "evaluation" / label, 0, found[1], weight_version=-1, shaping=None)
+        say(f"held-out accuracy {label} training: {found[0].accuracy:.3f} on {found[0].rows} rows")
+
+    def save(self, step: int, version: int) -> None:
+        """Writes a checkpoint."""
+        loop = LoopState(step=step, weight_version=version, updates=step * self.updates_per_step)
+        keep = self.config.run.keep_checkpoints
+        save_checkpoint(self.state, self.groups, self.directory.checkpoints, loop, keep=keep)
+
+    def close(self) -> None:
+        """Ends engine and graders."""
+        if self.engine is not None:
+            self.engine.close()
+        if self.scorer is not None:
+            self.scorer.close()
+
+
+def head_settings(config: Config, builder: PromptBuilder, state: TrainingState) -> HeadSettings:
+    """The sampling distribution: the trainer's log-probabilities are those of the policy that was sampled."""
+    return HeadSettings(
+        temperature=config.sampling.temperature,
+        forbidden_token_ids=builder.forbidden_token_ids,
+        vocab=state.shape.vocab,
+        chunk_tokens=config.training.logits_chunk_tokens,
+    )
+
+
+def claim_directory(config: Config, groups: Groups, *, resume: bool) -> RunDirectory:
+    """The run's directory on every rank, claimed by the controller."""
+    directory = RunDirectory(Path(config.run.directory))
+    with phase(groups, "run directory"):
+        if groups.is_controller:
+            claim(config, resume=resume)
+    return directory
+
+
+def train(config: Config, *, resume: bool) -> None:
+    """Trains by reinforcement learning as ``config`` says; everything it makes is in ``run.directory``.
+
+    Raises ValueError for what the user can mend, WeightSyncError or LogprobGateError when engine and trainer differ.
+    """
+    validate_objective(config.objective, config.sampling.group_size, config.run.steps)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    groups = initialise(config.parallel, seed=config.run.seed)
+    run: Run | None = None
+    try:
+        directory = claim_directory(config, groups, resume=resume)
+        run = Run(config, groups, directory)
+        _run(run, resume=resume)
+    finally:
+        if run is not None:
+            run.close()
+        shut_down()
+
+
+def _run(run: Run, *, resume: bool) -> None:
+    config = run.config
+    loop = LoopState(step=0, weight_version=0, updates=0)
+    if resume:
+        loop = load_checkpoint(run.state, run.groups, run.directory.checkpoints)
+    controller = run.start_controller(loop.step if resume else None)
+    if controller is not None:
+        say(f"optimizer: {describe_optimizer(run.state.optimizer)}; layout: {_layout(run.groups)}")
+    # Version 0 is pushed too: the engine read the same files, but only a verified sync says so.
+    run.sync(loop.weight_version)
+    if controller is not None and "before" not in read_evaluations(run.directory.root) or run.groups.world_size > 1:
+        run.evaluate_held_out("before")
+    parts = LoopParts(
+        config=config,
+        groups=run.groups,
+        trainer=run.trainer,
+        controller=controller,
+        sync=run.sync,
+        save=run.save,
+        evaluate=run.evaluate_validation,
+        enforce_gate=not config.rollout.replay,
+    )
+    run_loop(parts, first_step=loop.step + 1, version=loop.weight_version)
+    export_model(run.state, run.groups, config.model.path, run.directory.export)
+    run.evaluate_held_out("after")
+    with phase(run.groups, "report"):
+        if controller is not None:
+            table = plain_table(read_evaluations(run.directory.root))
+            say(table)
+            say(f"report: {write_report(run.directory.root)}")
+
+
+def _layout(groups: Groups) -> str:
+    return f"tensor {groups.tensor_size} x pipeline {groups.pipeline_size} x data {groups.data_size}"

@@ -1,0 +1,50 @@
+"""From a step's samples to each data-parallel replica's work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megatron_apo.data.packing import plan_microbatches
+from megatron_apo.records import ReplicaWork, TrainingSample
+
+
+def distribute(
+    samples: Sequence[TrainingSample],
+    updates: Sequence[Sequence[int]],
+    *,
+    tokens_per_microbatch: int,
+    data_parallel: int,
+    scalars: dict[str, float],
+) -> list[ReplicaWork]:
+    """One ``ReplicaWork`` per data-parallel rank: its samples, renumbered, in microbatches of each update.
+
+    Adds to ``scalars`` the response tokens of each update over all replicas, ``total_tokens/<update>``.
+    """
+    totals = {
+        f"total_tokens/{number}": float(sum(len(samples[i].response_ids) for i in batch))
+        for number, batch in enumerate(updates)
+    }
+    plans = [
+        plan_microbatches(
+            [samples[i].length for i in batch],
+            tokens_per_microbatch=tokens_per_microbatch,
+            data_parallel=data_parallel,
+        )
+        for batch in updates
+    ]
+    works = []
+    for rank in range(data_parallel):
+        mine: list[TrainingSample] = []
+        place: dict[int, int] = {}  # a sample that several epochs use travels once
+        cut = []
+        for batch, plan in zip(updates, plans, strict=True):
+            microbatches = []
+            for members in plan[rank]:
+                for index in (batch[member] for member in members):
+                    if index not in place:
+                        place[index] = len(mine)
+                        mine.append(samples[index])
+                microbatches.append(tuple(place[batch[member]] for member in members))
+            cut.append(tuple(microbatches))
+        works.append(ReplicaWork(tuple(mine), tuple(cut), {**scalars, **totals}))
+    return works

@@ -1,0 +1,187 @@
+"""The reinforcement-learning loop: generate, score, shape, pack, update, sync.
+
+Every rank runs this file. Rank 0 is the controller: it alone draws, scores and plans; each replica gets its part of
+the plan, all ranks update together, and the weights go back to the engine before the next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from megatron_apo.config import Config
+from megatron_apo.data.distribution import distribute
+from megatron_apo.data.prompts import PromptStream
+from megatron_apo.evaluation.scoring import Evaluation
+from megatron_apo.objective.objective import kl_coefficient
+from megatron_apo.objective.samples import ShapedStep, shape_step
+from megatron_apo.observability.metrics import rollout_metrics
+from megatron_apo.observability.timers import PhaseTimer
+from megatron_apo.parallel.groups import Groups
+from megatron_apo.parallel.scatter import scatter_work
+from megatron_apo.parallel.status import phase
+from megatron_apo.records import Prompt, ReplicaWork, RolloutGroup
+from megatron_apo.rollout.engine import RolloutEngine, SamplingSettings
+from megatron_apo.training.update import Trainer
+from megatron_apo.weight_sync.verify import check_logprob_agreement
+
+
+class RolloutSource(Protocol):
+    """Where a step's responses come from: a live engine, or recorded ones."""
+
+    def rollouts(self, step: int, prompts: Sequence[Prompt]) -> list[RolloutGroup]:
+        """Unscored groups for ``prompts`` (a replay brings its own prompts), in order."""
+        ...
+
+
+class Grader(Protocol):
+    """Scores groups; see ``rewards.pool.Scorer``."""
+
+    def score(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]: ...
+
+
+class StepLog(Protocol):
+    """Receives what a step measured and drew; on the controller only."""
+
+    def record(
+        self, step: int, metrics: dict[str, float], groups: Sequence[RolloutGroup], shaped: ShapedStep, version: int
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class Controller:
+    """What only rank 0 holds."""
+
+    prompts: Sequence[Prompt]
+    stream: PromptStream
+    source: RolloutSource
+    grader: Grader
+    log: StepLog
+
+
+@dataclass
+class LoopParts:
+    """Everything the loop runs on; ``controller`` is None on every rank but 0.
+
+    ``sync(version)`` sends the trainer's weights to the engine and returns its metrics; ``save(step)`` writes a
+    checkpoint; ``evaluate(step)`` measures the validation rows. All three are collective.
+    """
+
+    config: Config
+    groups: Groups
+    trainer: Trainer
+    controller: Controller | None
+    sync: Callable[[int], dict[str, float]]
+    save: Callable[[int, int], None]
+    evaluate: Callable[[int], Evaluation | None]
+    enforce_gate: bool = True
+
+
+class LiveRollouts:
+    """Responses drawn from an engine."""
+
+    def __init__(self, engine: RolloutEngine, config: Config) -> None:
+        self._engine = engine
+        self._config = config
+
+    def rollouts(self, step: int, prompts: Sequence[Prompt]) -> list[RolloutGroup]:
+        settings = self._config.sampling
+        sampling = SamplingSettings(
+            group_size=settings.group_size,
+            max_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=self._config.run.seed * 1_000_003 + step,
+        )
+        drawn = self._engine.generate(prompts, sampling)
+        return [RolloutGroup(prompt, tuple(rollouts)) for prompt, rollouts in zip(prompts, drawn, strict=True)]
+
+
+def _draw(controller: Controller, step: int, timer: PhaseTimer) -> list[RolloutGroup]:
+    prompts = [controller.prompts[index] for index in controller.stream.indices(step - 1)]
+    with timer.phase("rollout"):
+        groups = controller.source.rollouts(step, prompts)
+    with timer.phase("score"):
+        return controller.grader.score(groups)
+
+
+def _plan(parts: LoopParts, shaped: ShapedStep, step: int) -> list[ReplicaWork]:
+    config = parts.config
+    return distribute(
+        shaped.samples,
+        shaped.updates,
+        tokens_per_microbatch=config.training.tokens_per_microbatch,
+        data_parallel=parts.groups.data_size,
+        scalars={"kl_coefficient": kl_coefficient(config.objective, step - 1, config.run.steps)},
+    )
+
+
+def _gate(parts: LoopParts, metrics: dict[str, float], seen: dict[str, float]) -> None:
+    """Before an optimizer step: do engine and trainer give the sampled tokens the same probability?"""
+    mean = metrics["gate/sum"] / max(metrics["gate/count"], 1.0)
+    seen["sync/logprob_difference_mean"] = mean
+    seen["sync/logprob_difference_max"] = metrics["gate/max"]
+    if parts.enforce_gate:
+        check_logprob_agreement(mean, metrics["gate/max"], None, parts.config.sync.logprob_gate)
+
+
+def run_step(parts: LoopParts, step: int, version: int, timer: PhaseTimer) -> int:
+    """One step on every rank; returns the engine's new weight version."""
+    controller, groups, work = parts.controller, parts.groups, None
+    drawn: list[RolloutGroup] = []
+    shaped: ShapedStep | None = None
+    works: list[ReplicaWork] | None = None
+    with phase(groups, "rollout"):
+        if controller is not None:
+            drawn = _draw(controller, step, timer)
+            with timer.phase("shape"):
+                training = parts.config.training
+                shaped = shape_step(
+                    drawn,
+                    parts.config.objective,
+                    updates=training.updates_per_rollout,
+                    epochs=training.epochs_per_rollout,
+                )
+                works = _plan(parts, shaped, step)
+    with timer.phase("scatter"):
+        work = scatter_work(works, groups)
+    agreement: dict[str, float] = {}
+    with timer.phase("update"):
+        updates = parts.trainer.step(work, lambda metrics: _gate(parts, metrics, agreement))
+    version += 1
+    with timer.phase("sync"):
+        synced = parts.sync(version)
+    if controller is not None:
+        assert shaped is not None
+        metrics = _mean_over_updates(updates) | agreement | synced | rollout_metrics(drawn) | shaped.metrics
+        metrics["kl/coefficient"] = work.scalars["kl_coefficient"]
+        metrics |= _throughput(drawn, timer.collect())
+        controller.log.record(step, metrics, drawn, shaped, version - 1)
+    return version
+
+
+def _mean_over_updates(updates: Sequence[dict[str, float]]) -> dict[str, float]:
+    internal = ("gate/", "count/")
+    names = [name for name in updates[0] if not name.startswith(internal)]
+    return {name: sum(update[name] for update in updates) / len(updates) for name in names}
+
+
+def _throughput(drawn: Sequence[RolloutGroup], seconds: dict[str, float]) -> dict[str, float]:
+    tokens = sum(
+        len(group.prompt.token_ids) + len(rollout.token_ids) for group in drawn for rollout in group.rollouts
+    )
+    return seconds | {"throughput/tokens_per_second": tokens / max(seconds["time/step"], 1e-9)}
+
+
+def run_loop(parts: LoopParts, *, first_step: int, version: int) -> None:
+    """Steps ``first_step`` to ``run.steps`` (from 1), the engine at weight version ``version`` when it starts."""
+    run = parts.config.run
+    timer = PhaseTimer()
+    for step in range(first_step, run.steps + 1):
+        timer.collect()
+        version = run_step(parts, step, version, timer)
+        if run.evaluate_every and step % run.evaluate_every == 0:
+            parts.evaluate(step)
+        if step == run.steps or (run.save_every and step % run.save_every == 0):
+            parts.save(step, version)

@@ -1,0 +1,83 @@
+"""A run's directory: claimed once, resumed on purpose, never shared by two runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_apo.config import Config
+from megatron_apo.config_loading import dump_config
+
+_MAY_DIFFER = ("run.steps", "run.save_every", "run.keep_checkpoints", "run.evaluate_every", "run.threads", "logging.")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The parts of a run directory that scripts rely on."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def rollouts(self) -> Path:
+        return self.root / "rollouts"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        return self.root / "export"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _differences(saved: str, current: str) -> list[str]:
+    old, new = _flat(yaml.safe_load(saved)), _flat(yaml.safe_load(current))
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if not key.startswith(_MAY_DIFFER)]
+
+
+def claim(config: Config, *, resume: bool) -> RunDirectory:
+    """Makes the run's directory and writes the resolved settings into it.
+
+    Raises ValueError when a new run would write into another run's directory, and when a resumed run has other
+    settings than it began with (its length, logging and saving may change).
+    """
+    directory = RunDirectory(Path(config.run.directory))
+    text = dump_config(config)
+    if resume:
+        if not directory.config.is_file():
+            raise ValueError(f"run.directory={directory.root}: no run there to resume; leave --resume out to start one")
+        changed = _differences(directory.config.read_text(encoding="utf-8"), text)
+        if changed:
+            raise ValueError(
+                f"run.directory={directory.root}: a resumed run must keep its settings, but these differ: "
+                f"{'; '.join(changed)}; put them back, or start a new run in another directory"
+            )
+    elif directory.root.exists() and any(directory.root.iterdir()):
+        what = "holds another run" if directory.config.exists() else "is not empty"
+        raise ValueError(
+            f"run.directory={directory.root}: {what}; continue it with --resume, or give another --run.directory"
+        )
+    for path in (directory.root, directory.rollouts, directory.checkpoints):
+        path.mkdir(parents=True, exist_ok=True)
+    directory.config.write_text(text, encoding="utf-8")
+    return directory

@@ -1,0 +1,125 @@
+"""The supervised loop: imitates the rows' demonstrations through the same model, packing and loss adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import yaml
+
+from megatron_apo.compose import claim_directory, head_settings, say
+from megatron_apo.config import Config
+from megatron_apo.config_loading import dump_config
+from megatron_apo.data.distribution import distribute
+from megatron_apo.data.prompts import PromptBuilder, PromptStream
+from megatron_apo.evaluation.evaluate import read_prompts
+from megatron_apo.objective.reductions import token_weights
+from megatron_apo.observability.progress import Progress
+from megatron_apo.observability.timers import PhaseTimer
+from megatron_apo.observability.writers import Writers, open_writers
+from megatron_apo.parallel.groups import Groups, initialise, shut_down
+from megatron_apo.parallel.scatter import scatter_work
+from megatron_apo.parallel.status import phase
+from megatron_apo.records import Prompt, ReplicaWork, TrainingSample
+from megatron_apo.run_directory import RunDirectory
+from megatron_apo.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
+from megatron_apo.training.export import export_model
+from megatron_apo.training.setup import build_training_state
+from megatron_apo.training.update import Trainer, TrainerSettings
+
+
+def supervised_samples(
+    prompts: Sequence[Prompt], builder: PromptBuilder, *, reduction: str = "token_mean"
+) -> list[TrainingSample]:
+    """Samples that imitate each prompt's demonstration, weighted for a mean over this batch.
+
+    Raises ValueError for a prompt without a demonstration.
+    """
+    responses = []
+    for prompt in prompts:
+        if not prompt.demonstration:
+            raise ValueError(f"row {prompt.id!r} has no demonstration: supervised training needs one in every row")
+        responses.append(builder.response_ids(prompt.demonstration))
+    lengths = torch.tensor([len(response) for response in responses])
+    weights = token_weights(lengths, torch.ones(len(responses), dtype=torch.bool), kind=reduction).tolist()
+    return [
+        TrainingSample(prompt.token_ids, response, prompt.images, policy_weight=weight)
+        for prompt, response, weight in zip(prompts, responses, weights, strict=True)
+    ]
+
+
+def _works(
+    prompts: Sequence[Prompt], builder: PromptBuilder, config: Config, groups: Groups
+) -> list[ReplicaWork]:
+    samples = supervised_samples(prompts, builder, reduction=config.objective.reduction)
+    return distribute(
+        samples,
+        [range(len(samples))],
+        tokens_per_microbatch=config.training.tokens_per_microbatch,
+        data_parallel=groups.data_size,
+        scalars={"kl_coefficient": 0.0},
+    )
+
+
+def _train(
+    config: Config, groups: Groups, directory: RunDirectory, *, resume: bool
+) -> None:
+    builder = PromptBuilder(config.model.path, config.data)
+    state = build_training_state(config, groups, updates=config.run.steps, reference=False)
+    settings = TrainerSettings(config.objective, head_settings(config, builder, state), supervised=True)
+    trainer = Trainer(state, groups, settings, pixel_values=builder.pixel_values)
+    done = LoopState(0, 0, 0)
+    if resume:
+        done = load_checkpoint(state, groups, directory.checkpoints)
+    prompts: list[Prompt] = []
+    writers: Writers | None = None
+    stream: PromptStream | None = None
+    with phase(groups, "start"):
+        if groups.is_controller:
+            prompts = read_prompts(builder, config.data.train, config.data.image_root)
+            writers = open_writers(
+                directory.root,
+                config.logging,
+                done.step if resume else None,
+                settings=yaml.safe_load(dump_config(config)),
+            )
+            stream = PromptStream(len(prompts), config.training.batch_size, config.run.seed, config.data.shuffle)
+    shown = config.logging.progress and groups.is_controller
+    timer = PhaseTimer()
+    with Progress(config.run.steps, initial=done.step, label="sft", enabled=shown) as progress:
+        for step in range(done.step + 1, config.run.steps + 1):
+            timer.collect()
+            works = None
+            with phase(groups, "batch"):
+                if stream is not None:
+                    with timer.phase("batch"):
+                        works = _works([prompts[i] for i in stream.indices(step - 1)], builder, config, groups)
+            work = scatter_work(works, groups)
+            with timer.phase("update"):
+                metrics = trainer.step(work)[0]
+            if writers is not None:
+                kept = {name: value for name, value in metrics.items() if not name.startswith("count/")}
+                kept |= timer.collect()
+                writers.write(step, kept)
+                progress.update(step, kept)
+            if step == config.run.steps or (config.run.save_every and step % config.run.save_every == 0):
+                loop = LoopState(step, step, step)
+                save_checkpoint(state, groups, directory.checkpoints, loop, keep=config.run.keep_checkpoints)
+    export_model(state, groups, config.model.path, directory.export)
+    if writers is not None:
+        writers.close()
+        say(f"exported {directory.export}")
+
+
+def sft(config: Config, *, resume: bool) -> None:
+    """Supervised training as ``config`` says: ``run.steps`` updates of ``training.batch_size`` rows, then an export.
+
+    Raises ValueError for what the user can mend.
+    """
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    groups = initialise(config.parallel, seed=config.run.seed)
+    try:
+        _train(config, groups, claim_directory(config, groups, resume=resume), resume=resume)
+    finally:
+        shut_down()

@@ -1,0 +1,119 @@
+"""Checkpoints in Megatron's sharded ``torch_dist`` format: weights, optimizer, schedule, and where the loop stood.
+
+A checkpoint is a directory ``step_000050``; it is written under another name and renamed when whole, so that an
+interrupted save leaves nothing that looks like one. Any layout can be read into any other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+
+from megatron_apo.parallel.groups import Groups
+from megatron_apo.parallel.status import phase
+from megatron_apo.training.setup import TrainingState
+
+STATE_FILE = "loop_state.json"
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """Where the loop stood: ``step`` steps done, the engine's weights at ``weight_version``, so many updates made."""
+
+    step: int
+    weight_version: int
+    updates: int
+
+
+def checkpoint_path(directory: Path, step: int) -> Path:
+    """Directory of the checkpoint after ``step`` steps."""
+    return directory / f"step_{step:06d}"
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """Steps with a whole checkpoint, ascending."""
+    found = [path for path in directory.glob("step_*") if (path / STATE_FILE).is_file()]
+    return sorted(int(path.name.removeprefix("step_")) for path in found)
+
+
+def _prepare_adam_state(optimizer: Any) -> None:
+    """Gives every parameter its Adam state: Megatron can neither save nor load a state that does not exist yet."""
+    for inner in _inner_optimizers(optimizer):
+        for group in inner.param_groups:
+            for parameter in group["params"]:
+                if not inner.state[parameter]:
+                    inner.state[parameter] = {
+                        "step": torch.zeros((), dtype=torch.float32),
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                    }
+
+
+def _inner_optimizers(optimizer: Any) -> list[Any]:
+    chained = getattr(optimizer, "chained_optimizers", None)
+    if chained is not None:
+        return [inner for one in chained for inner in _inner_optimizers(one)]
+    return [optimizer.optimizer]
+
+
+def _separate_step_counters(optimizer: Any) -> None:
+    """Clones each parameter's step counter: after a load Megatron shares one tensor between all of them, and torch's
+    AdamW, which counts in place, would then count every parameter's step on it."""
+    for inner in _inner_optimizers(optimizer):
+        for state in inner.state.values():
+            if isinstance(state.get("step"), torch.Tensor):
+                state["step"] = state["step"].detach().clone()
+
+
+def _sharded_state(state: TrainingState, *, is_loading: bool) -> dict[str, Any]:
+    metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
+    model = state.model[0].sharded_state_dict(metadata=metadata)
+    optimizer = state.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
+    return {"model": model, "optimizer": optimizer, "scheduler": state.scheduler.state_dict()}
+
+
+def save_checkpoint(state: TrainingState, groups: Groups, directory: Path, loop: LoopState, *, keep: int) -> Path:
+    """Writes the checkpoint of ``loop.step`` and removes the oldest beyond ``keep``. All ranks call it together."""
+    final = checkpoint_path(directory, loop.step)
+    partial = directory / f".{final.name}.partial"
+    with phase(groups, "prepare checkpoint"):
+        if groups.is_controller:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+    _prepare_adam_state(state.optimizer)
+    dist_checkpointing.save(_sharded_state(state, is_loading=False), str(partial))
+    if groups.world_size > 1:
+        dist.barrier(group=groups.control)
+    with phase(groups, "finish checkpoint"):
+        if groups.is_controller:
+            (partial / STATE_FILE).write_text(json.dumps(asdict(loop)), encoding="utf-8")
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(partial, final)
+            for old in saved_steps(directory)[: -keep or None]:
+                shutil.rmtree(checkpoint_path(directory, old))
+    return final
+
+
+def load_checkpoint(state: TrainingState, groups: Groups, directory: Path) -> LoopState:
+    """Loads the newest checkpoint under ``directory``; ValueError when there is none. All ranks call it together."""
+    steps = saved_steps(directory)
+    if not steps:
+        raise ValueError(f"{directory}: no checkpoint to resume from; start the run without --resume")
+    path = checkpoint_path(directory, steps[-1])
+    _prepare_adam_state(state.optimizer)
+    loaded = dist_checkpointing.load(_sharded_state(state, is_loading=True), str(path))
+    state.model[0].load_state_dict(loaded["model"])
+    state.optimizer.load_state_dict(loaded["optimizer"])
+    _separate_step_counters(state.optimizer)
+    state.scheduler.load_state_dict(loaded["scheduler"])
+    saved = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    return LoopState(**saved)

@@ -1,0 +1,172 @@
+"""The one adapter between the objective and Megatron's pipeline schedule.
+
+**Scaling.** The objective is one sum over all response tokens of the global batch, L = sum_t w_t l_t, with weights
+computed before the batch is cut (objective/reductions.py). Megatron, with ``calculate_per_token_loss``, neither divides
+a microbatch's loss by the number of microbatches nor averages gradients over data-parallel ranks: it sums both, and
+``finalize_model_grads`` then divides every gradient by N, the sum of the ``num_tokens`` that the loss functions
+returned. So each microbatch returns N * sum_{t in microbatch} w_t l_t and its own count of response tokens: counts add
+up to N, N cancels, and the gradient is that of L however the batch was cut. N comes from the controller as a scalar;
+the optimizer step is refused when the counts do not add up to it.
+
+Shape suffixes: T packed tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from megatron_apo.config import ObjectiveConfig
+from megatron_apo.objective.objective import token_objective
+from megatron_apo.parallel.groups import Groups
+from megatron_apo.parallel.logprobs import vocab_parallel_logprobs
+from megatron_apo.records import Microbatch
+from model_providers.qwen2_5_vl.layers import packed_layout
+from model_providers.qwen2_5_vl.model import Qwen25VLModel
+
+LossFunction = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """How hidden states become log-probabilities: the same distribution the sampler drew from."""
+
+    temperature: float
+    forbidden_token_ids: tuple[int, ...]
+    vocab: int
+    chunk_tokens: int
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What the loss of one optimizer update needs beside the microbatch. ``total_tokens`` is N above.
+
+    ``old_logprobs``: "current" (this forward's own: the update is the rollout's first and only), "stored", "engine".
+    """
+
+    objective: ObjectiveConfig
+    kl_coefficient: float
+    total_tokens: int
+    old_logprobs: str
+    supervised: bool = False
+
+
+def unwrap(model: Any) -> Qwen25VLModel:
+    """The model inside Megatron's wrappers (DDP, Float16Module)."""
+    while not isinstance(model, Qwen25VLModel):
+        model = model.module
+    return model
+
+
+def run_model(model: Any, batch: Microbatch) -> torch.Tensor:
+    """This stage's output for ``batch``: hidden states [T, 1, H]."""
+    return model(
+        batch.input_ids_T[None],
+        batch.position_ids_3T[:, None],
+        packed_layout(batch.cu_seqlens, batch.max_seqlen),
+        pixel_values_LC=batch.pixel_values_LC,
+        image_grids=batch.image_grids,
+        image_positions_K=batch.image_positions_K,
+        image_features_K=batch.image_features_K,
+        output="hidden",
+    )
+
+
+def response_logprobs(
+    hidden: torch.Tensor, model: Any, batch: Microbatch, head: HeadSettings, groups: Groups
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability and entropy of the response tokens only, float32 [R], in the order of ``response_mask_T``."""
+    rows = batch.response_mask_T
+    return vocab_parallel_logprobs(
+        hidden.squeeze(1)[rows],
+        unwrap(model).output_weight(),
+        batch.labels_T[rows],
+        tp_group=groups.tp if groups.tensor_size > 1 else None,
+        temperature=head.temperature,
+        forbidden_token_ids=head.forbidden_token_ids,
+        vocab_size=head.vocab,
+        chunk_tokens=head.chunk_tokens,
+    )
+
+
+def _scoring_loss(
+    output: torch.Tensor, *, model: Any, batch: Microbatch, head: HeadSettings, groups: Groups
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    logprobs, entropy = response_logprobs(output, model, batch, head, groups)
+    count = torch.tensor(0, dtype=torch.int, device=output.device)
+    return output.new_zeros(()), count, {"logprobs_R": logprobs, "entropy_R": entropy}
+
+
+def scoring_step(head: HeadSettings, groups: Groups) -> Callable[[Iterator[Microbatch], Any], tuple[Any, LossFunction]]:
+    """A ``forward_step_func`` for forward-only passes: the last stage collects {"logprobs_R", "entropy_R"}."""
+
+    def forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[torch.Tensor, LossFunction]:
+        batch = next(iterator)
+        output = run_model(model, batch)
+        return output, partial(_scoring_loss, model=model, batch=batch, head=head, groups=groups)
+
+    return forward_step
+
+
+def agreement_sums(logprobs: torch.Tensor, rollout_logprobs: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Sum, count and maximum of |trainer - engine| log-probability over tokens: what the gate judges."""
+    difference = (logprobs.detach() - rollout_logprobs).abs().double()
+    return {
+        "gate/sum": difference.sum(),
+        "gate/count": torch.tensor(float(difference.numel()), dtype=torch.float64, device=logprobs.device),
+        "gate/max": difference.max() if difference.numel() else difference.new_zeros(()),
+    }
+
+
+def _training_loss(
+    output: torch.Tensor, *, model: Any, batch: Microbatch, head: HeadSettings, groups: Groups, loss: LossSettings
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    rows = batch.response_mask_T
+    logprobs, entropy = response_logprobs(output, model, batch, head, groups)
+    count = torch.tensor(logprobs.numel(), dtype=torch.int, device=output.device)
+    weights = batch.policy_weights_T[rows]
+    sums: dict[str, torch.Tensor] = {"policy/entropy": (entropy.detach() * weights).sum(), "count/tokens": count}
+    if loss.supervised:
+        total = -(weights * logprobs).sum()
+        sums["loss/total"] = total.detach()
+    else:
+        rollout = batch.rollout_logprobs_T[rows]
+        if loss.old_logprobs == "current":
+            old = logprobs.detach()
+        elif loss.old_logprobs == "engine":
+            old = rollout
+        else:
+            assert batch.old_logprobs_T is not None
+            old = batch.old_logprobs_T[rows]
+        result = token_objective(
+            logprobs,
+            old,
+            None if batch.ref_logprobs_T is None else batch.ref_logprobs_T[rows],
+            advantages_T=batch.advantages_T[rows],
+            policy_weights_T=weights,
+            kl_token_weights_T=batch.kl_token_weights_T[rows],
+            kl_weights_T=batch.kl_weights_T[rows],
+            kl_coefficient=loss.kl_coefficient,
+            settings=loss.objective,
+        )
+        total = result.loss
+        sums |= result.metrics | agreement_sums(logprobs, rollout)
+        sums["loss/total"] = total.detach()
+    return total * loss.total_tokens, count, sums
+
+
+def training_step(
+    head: HeadSettings, groups: Groups, loss: LossSettings
+) -> Callable[[Iterator[Microbatch], Any], tuple[Any, LossFunction]]:
+    """A ``forward_step_func`` for training; the last stage collects additive sums of every metric."""
+
+    def forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[torch.Tensor, LossFunction]:
+        batch = next(iterator)
+        output = run_model(model, batch)
+        return output, partial(_training_loss, model=model, batch=batch, head=head, groups=groups, loss=loss)
+
+    return forward_step

@@ -1,0 +1,140 @@
+"""Builds what a training process holds: the model under Megatron's DDP, its optimizer, its schedule, the reference."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.module import Float16Module
+
+from megatron_apo.config import Config, OptimizerConfig
+from megatron_apo.config_loading import check_layout
+from megatron_apo.parallel.groups import Groups
+from model_providers.qwen2_5_vl.loading import load_hf_checkpoint
+from model_providers.qwen2_5_vl.megatron_config import BuildSettings
+from model_providers.qwen2_5_vl.model import Qwen25VLModel
+from model_providers.qwen2_5_vl.shape import Qwen25VLShape, read_shape
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class TrainingState:
+    """Everything of a trainer that lives on this rank. ``reference`` is None when no KL is asked for."""
+
+    shape: Qwen25VLShape
+    settings: BuildSettings
+    model: list[Any]
+    optimizer: Any
+    scheduler: OptimizerParamScheduler
+    reference: list[Any] | None
+
+
+def build_settings(config: Config) -> BuildSettings:
+    """The provider's settings from ours."""
+    return BuildSettings(
+        dtype=DTYPES[config.model.dtype],
+        layer_spec=config.model.layer_spec,
+        recompute=config.model.recompute,
+        tensor=config.parallel.tensor,
+        pipeline=config.parallel.pipeline,
+        context=config.parallel.context,
+        sequence_parallel=config.parallel.sequence,
+    )
+
+
+def build_stage(shape: Qwen25VLShape, settings: BuildSettings, groups: Groups, directory: str | Path) -> Qwen25VLModel:
+    """This rank's pipeline stage with the weights of the checkpoint in ``directory``."""
+    model = Qwen25VLModel(
+        shape,
+        settings,
+        pg_collection=groups.collection,
+        pre_process=groups.first_stage,
+        post_process=groups.last_stage,
+    ).to(groups.device)
+    load_hf_checkpoint(model, directory, tensor_rank=groups.tensor_rank, tensor_size=groups.tensor_size)
+    return model
+
+
+def _wrap(model: Qwen25VLModel, settings: BuildSettings) -> Any:
+    return Float16Module(model.config, model) if settings.dtype == torch.bfloat16 else model
+
+
+def _optimizer_config(config: OptimizerConfig, settings: BuildSettings, distributed: bool) -> MegatronOptimizerConfig:
+    return MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=config.learning_rate,
+        min_lr=config.minimum_learning_rate,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.beta1,
+        adam_beta2=config.beta2,
+        adam_eps=config.epsilon,
+        clip_grad=config.clip_gradient,
+        params_dtype=settings.dtype,
+        bf16=settings.dtype == torch.bfloat16,
+        use_distributed_optimizer=distributed,
+    )
+
+
+def _scheduler(optimizer: Any, config: OptimizerConfig, updates: int) -> OptimizerParamScheduler:
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=config.learning_rate,
+        min_lr=config.minimum_learning_rate,
+        lr_warmup_steps=min(config.warmup_steps, max(updates - 1, 0)),
+        lr_decay_steps=max(updates, 1),
+        lr_decay_style=config.schedule,
+        start_wd=config.weight_decay,
+        end_wd=config.weight_decay,
+        wd_incr_steps=max(updates, 1),
+        wd_incr_style="constant",
+    )
+
+
+def build_training_state(config: Config, groups: Groups, *, updates: int, reference: bool) -> TrainingState:
+    """Loads ``config.model.path`` into this rank's part of the layout, ready to train for ``updates`` updates.
+
+    Raises ValueError for an impossible layout or a directory that is not a whole Qwen2.5-VL checkpoint.
+    """
+    shape, settings = read_shape(config.model.path), build_settings(config)
+    check_layout(
+        config.parallel, groups.world_size, heads=shape.heads, kv_heads=shape.kv_heads, layers=shape.layers
+    )
+    model = build_stage(shape, settings, groups, config.model.path)
+    model.config.finalize_model_grads_func = finalize_model_grads
+    distributed = config.parallel.distributed_optimizer
+    wrapped = DistributedDataParallel(
+        model.config,
+        DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=distributed
+        ),
+        _wrap(model, settings),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Megatron warns on every build that apex is missing; see describe_optimizer
+        optimizer = get_megatron_optimizer(_optimizer_config(config.optimizer, settings, distributed), [wrapped])
+    initial = None
+    if reference:
+        initial = [_wrap(build_stage(shape, settings, groups, config.model.path), settings).eval()]
+        for parameter in initial[0].parameters():
+            parameter.requires_grad_(False)
+    return TrainingState(
+        shape, settings, [wrapped], optimizer, _scheduler(optimizer, config.optimizer, updates), initial
+    )
+
+
+def describe_optimizer(optimizer: Any) -> str:
+    """Which Adam runs: Transformer Engine's, apex's or torch's."""
+    inner = optimizer
+    while hasattr(inner, "chained_optimizers"):
+        inner = inner.chained_optimizers[0]
+    base = getattr(inner, "optimizer", inner)
+    return f"{type(base).__module__}.{type(base).__name__}"

@@ -1,0 +1,197 @@
+"""Scores and updates on one replica's work, through Megatron's pipeline schedule.
+
+Shape suffixes: T packed tokens, R response tokens of a microbatch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from megatron_apo.config import ObjectiveConfig
+from megatron_apo.data.packing import build_microbatch
+from megatron_apo.parallel.groups import Groups
+from megatron_apo.parallel.reduction import reduce_metrics
+from megatron_apo.records import Microbatch, PromptImage, ReplicaWork, TrainingSample
+from megatron_apo.training.forward_step import HeadSettings, LossSettings, agreement_sums, scoring_step, training_step
+from megatron_apo.training.setup import TrainingState
+from model_providers.qwen2_5_vl.mrope import mrope_position_ids
+
+BeforeStep = Callable[[dict[str, float]], None]
+_MAXIMA = ("gate/max",)
+
+
+class NonFiniteError(RuntimeError):
+    """Loss or gradient norm is NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """What a trainer needs to know besides its state. ``supervised``: imitate the responses, no old or reference."""
+
+    objective: ObjectiveConfig
+    head: HeadSettings
+    supervised: bool = False
+
+
+def _sum_over_microbatches(collected: Sequence[dict[str, torch.Tensor]]) -> dict[str, float]:
+    if not collected:
+        return {}
+    totals: dict[str, float] = {}
+    for name in collected[0]:
+        stacked = torch.stack([item[name].double() for item in collected])
+        totals[name] = float(stacked.max() if name in _MAXIMA else stacked.sum())
+    return totals
+
+
+class Trainer:
+    """Runs the updates of a step. All ranks call ``step`` together, each with its replica's work."""
+
+    def __init__(
+        self,
+        state: TrainingState,
+        groups: Groups,
+        settings: TrainerSettings,
+        *,
+        pixel_values: Callable[[PromptImage], torch.Tensor],
+    ) -> None:
+        self.state = state
+        self.groups = groups
+        self.settings = settings
+        self._pixel_values = pixel_values
+        self._schedule = get_forward_backward_func()
+
+    def _position_ids(self, sample: TrainingSample) -> torch.Tensor:
+        return mrope_position_ids(
+            sample.prompt_ids,
+            len(sample.response_ids),
+            [image.grid_thw for image in sample.images],
+            image_token_id=self.state.shape.image_token_id,
+            spatial_merge_size=self.state.shape.vision.spatial_merge_size,
+        )
+
+    def _microbatch(self, samples: Sequence[TrainingSample], indices: Sequence[int]) -> Microbatch:
+        return build_microbatch(
+            samples,
+            indices,
+            position_ids=self._position_ids,
+            pixel_values=self._pixel_values,
+            image_token_id=self.state.shape.image_token_id,
+            spatial_merge_size=self.state.shape.vision.spatial_merge_size,
+            with_pixels=self.groups.first_stage,
+            device=self.groups.device,
+            align=self.groups.tensor_size if self.state.settings.sequence_parallel else 1,
+        )
+
+    def _run(
+        self, model: list[Any], step: Callable[..., Any], batches: Sequence[Microbatch], forward_only: bool
+    ) -> list[dict[str, torch.Tensor]]:
+        collected: list[dict[str, torch.Tensor]] = self._schedule(
+            forward_step_func=step,
+            data_iterator=iter(batches),
+            model=model,
+            num_microbatches=len(batches),
+            seq_length=max(len(batch.input_ids_T) for batch in batches),  # only read when shapes are fixed
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+        return collected
+
+    def score(self, model: list[Any], batches: Sequence[Microbatch]) -> list[torch.Tensor] | None:
+        """Log-probabilities [T] of each microbatch, 0 outside responses; None on stages before the last."""
+        with torch.no_grad():
+            collected = self._run(model, scoring_step(self.settings.head, self.groups), batches, forward_only=True)
+        if not self.groups.last_stage:
+            return None
+        spread = []
+        for batch, item in zip(batches, collected, strict=True):
+            logprobs_T = torch.zeros_like(batch.policy_weights_T)
+            logprobs_T[batch.response_mask_T] = item["logprobs_R"].to(logprobs_T.dtype)
+            spread.append(logprobs_T)
+        return spread
+
+    def step(self, work: ReplicaWork, before_step: BeforeStep = lambda metrics: None) -> list[dict[str, float]]:
+        """All optimizer updates of ``work``; one dictionary of metrics per update, the same on every rank.
+
+        ``before_step`` sees the metrics before the optimizer moves, on every rank alike, and may raise to stop it.
+        Raises NonFiniteError when the loss is NaN or infinite; parameters and optimizer are then untouched.
+        """
+        updates = [[self._microbatch(work.samples, indices) for indices in update] for update in work.updates]
+        if self.state.reference is not None:
+            updates = self._attach(updates, "ref_logprobs_T", self.state.reference)
+        old = "engine" if self.settings.objective.old_logprobs == "engine" else "current"
+        if len(updates) > 1 and not self.settings.supervised:
+            # Later updates see moved weights: agreement and pi_old are taken for all of them before the first.
+            updates = self._attach(updates, "old_logprobs_T", self.state.model)
+            before_step(self._agreement(updates))
+            old = "stored" if old == "current" else old
+        results = []
+        for index, batches in enumerate(updates):
+            loss = LossSettings(
+                objective=self.settings.objective,
+                kl_coefficient=work.scalars["kl_coefficient"],
+                total_tokens=int(work.scalars[f"total_tokens/{index}"]),
+                old_logprobs=old,
+                supervised=self.settings.supervised,
+            )
+            gate = before_step if len(updates) == 1 else None
+            results.append(self._update(batches, loss, gate))
+        return results
+
+    def _attach(self, updates: list[list[Microbatch]], field: str, model: list[Any]) -> list[list[Microbatch]]:
+        flat = [batch for batches in updates for batch in batches]
+        scored = self.score(model, flat)
+        if scored is None:
+            return updates
+        values: dict[str, Any]
+        filled = []
+        for batch, logprobs in zip(flat, scored, strict=True):
+            values = {field: logprobs}
+            filled.append(replace(batch, **values))
+        cut, start = [], 0
+        for batches in updates:
+            cut.append(filled[start : start + len(batches)])
+            start += len(batches)
+        return cut
+
+    def _agreement(self, updates: list[list[Microbatch]]) -> dict[str, float]:
+        collected = []
+        if self.groups.last_stage:
+            for batch in (batch for batches in updates for batch in batches):
+                assert batch.old_logprobs_T is not None
+                rows = batch.response_mask_T
+                collected.append(agreement_sums(batch.old_logprobs_T[rows], batch.rollout_logprobs_T[rows]))
+        return reduce_metrics(_sum_over_microbatches(collected), self.groups, maxima=_MAXIMA)
+
+    def _update(
+        self, batches: Sequence[Microbatch], loss: LossSettings, before_step: BeforeStep | None
+    ) -> dict[str, float]:
+        state = self.state
+        for chunk in state.model:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        state.optimizer.zero_grad()
+        collected = self._run(state.model, training_step(self.settings.head, self.groups, loss), batches, False)
+        metrics = reduce_metrics(_sum_over_microbatches(collected), self.groups, maxima=_MAXIMA)
+        if int(metrics["count/tokens"]) != loss.total_tokens:
+            raise RuntimeError(
+                f"the microbatches hold {int(metrics['count/tokens'])} response tokens, the plan {loss.total_tokens}: "
+                "the loss would be scaled wrongly"
+            )
+        if not math.isfinite(metrics["loss/total"]):
+            raise NonFiniteError(f"loss is {metrics['loss/total']}; the optimizer was not stepped")
+        if before_step is not None:
+            before_step(metrics)
+        _, gradient_norm, _ = state.optimizer.step()
+        metrics["optimizer/learning_rate"] = float(state.optimizer.param_groups[0]["lr"])
+        state.scheduler.step(1)
+        if gradient_norm is not None:
+            metrics["optimizer/gradient_norm"] = float(gradient_norm)
+            if not math.isfinite(metrics["optimizer/gradient_norm"]):
+                raise NonFiniteError(f"gradient norm is {gradient_norm}; resume from the last checkpoint")
+        return metrics
