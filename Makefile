@@ -6,7 +6,7 @@ PYTHON  ?= $(shell for p in python3.11 python3.12 python3 python; do \
              done)
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
-PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP     := $(BIN)/python -m pip install -qq --disable-pip-version-check
 TORCH   := torch==2.13.0+cpu
 # Where the CPU builds of torch are published; asked only if the configured package index has none.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu

@@ -51,8 +51,9 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     """The settings of a run: defaults, then the objective's preset, then the file, then the overrides; validated.
 
     ``path``: a YAML file with the sections of ``Config``; None: the defaults alone. ``overrides``:
-    ``--section.key=value`` (or without the dashes); the value is read as YAML. Raises ValueError for a file that cannot
-    be read, an unknown key (the nearest is suggested), a wrong type and a value that cannot work.
+    ``--section.key=value`` (or without the dashes); the value is read as YAML, where text needs no quotes. Raises
+    ValueError for a file that cannot be read, an unknown key (the nearest is suggested), a wrong type and a value that
+    cannot work.
     """
     tree = {} if path is None else _read(Path(path))
     for override in overrides:
@@ -100,12 +101,17 @@ def _apply(tree: _Tree, override: str) -> None:
     key, equals, text = override.removeprefix("--").partition("=")
     if not equals:
         raise ValueError(f"{override}: expected --section.key=value, for example --run.steps=100")
-    if key not in known_keys():
+    defaults = dict(_leaves(Config(), ""))
+    if key not in defaults:
         raise ValueError(_unknown(key))
+    value: Any = text
     try:
         value = yaml.load(text, Loader=_Loader) if text else ""
-    except yaml.YAMLError as error:
-        raise ValueError(f"{key}={text}: is not a YAML value; put text with special characters in quotes") from error
+    except (yaml.YAMLError, ValueError) as error:
+        if not isinstance(defaults[key], str):
+            raise ValueError(f"{key}={text}: is not a YAML value") from error
+    if isinstance(defaults[key], str) and not isinstance(value, str):
+        value = text  # text needs no quotes here: --run.directory=2026, --data.instruction=Answer: a number
     *sections, name = key.split(".")
     for section in sections:
         if tree.get(section) is None:

@@ -14,10 +14,6 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-_CACHE_IMAGES = 256
-_CACHE_PIXELS = 64 * 1024 * 1024  # 192 MB of RGB at most
-_cache: OrderedDict[str, Image.Image] = OrderedDict()
-
 
 @dataclass(frozen=True)
 class ImageLimits:
@@ -29,6 +25,37 @@ class ImageLimits:
 
 
 DEFAULT_LIMITS = ImageLimits()
+
+
+class ImageCache:
+    """The decoded images used last, by SHA-256; the bound is on their number and on their pixels together."""
+
+    def __init__(self, *, images: int, pixels: int) -> None:
+        self._most_images = images
+        self._most_pixels = pixels
+        self._pixels = 0
+        self._images: OrderedDict[str, Image.Image] = OrderedDict()
+
+    def get(self, digest: str) -> Image.Image | None:
+        image = self._images.get(digest)
+        if image is not None:
+            self._images.move_to_end(digest)
+        return image
+
+    def put(self, digest: str, image: Image.Image) -> None:
+        """Adds an image that is not there yet."""
+        self._images[digest] = image
+        self._pixels += image.width * image.height
+        while len(self._images) > self._most_images or (self._pixels > self._most_pixels and len(self._images) > 1):
+            _, oldest = self._images.popitem(last=False)
+            self._pixels -= oldest.width * oldest.height
+
+    def clear(self) -> None:
+        self._images.clear()
+        self._pixels = 0
+
+
+CACHE = ImageCache(images=256, pixels=64 * 1024 * 1024)  # 192 MB of RGB at most
 
 
 def sha256_of(path: str | Path) -> str:
@@ -49,9 +76,9 @@ def load_image_and_digest(
     path: str | Path, *, sha256: str | None = None, limits: ImageLimits = DEFAULT_LIMITS
 ) -> tuple[Image.Image, str]:
     """``load_image`` with the file's SHA-256, from one reading of the file."""
-    if sha256 is not None and sha256 in _cache:
-        _cache.move_to_end(sha256)
-        return _check_size(_cache[sha256], path, limits), sha256
+    known = CACHE.get(sha256) if sha256 is not None else None
+    if sha256 is not None and known is not None:
+        return _check_size(known, path, limits), sha256
     data = _read(Path(path), limits)
     digest = hashlib.sha256(data).hexdigest()
     if sha256 is not None and digest != sha256:
@@ -59,11 +86,11 @@ def load_image_and_digest(
             f"image {path}: its SHA-256 is {digest}, recorded was {sha256}; the file changed since the data was read: "
             "restore it, or start a new run"
         )
-    if digest in _cache:
-        _cache.move_to_end(digest)
-        return _check_size(_cache[digest], path, limits), digest
+    known = CACHE.get(digest)
+    if known is not None:
+        return _check_size(known, path, limits), digest
     image = _decode(data, path, limits)
-    _remember(digest, image)
+    CACHE.put(digest, image)
     return image, digest
 
 
@@ -107,11 +134,3 @@ def _check_size(image: Image.Image, path: str | Path, limits: ImageLimits) -> Im
             f"image {path}: {width} x {height} is longer than {limits.max_aspect_ratio:g} times its other side; crop it"
         )
     return image
-
-
-def _remember(digest: str, image: Image.Image) -> None:
-    _cache[digest] = image
-    pixels = sum(cached.width * cached.height for cached in _cache.values())
-    while len(_cache) > _CACHE_IMAGES or (pixels > _CACHE_PIXELS and len(_cache) > 1):
-        _, dropped = _cache.popitem(last=False)
-        pixels -= dropped.width * dropped.height

@@ -1,0 +1,87 @@
+"""The command line: quick help, clear errors, overrides passed on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_apo.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "megatron_apo", *words],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_help_explains_and_is_quick() -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = run("--help")
+        seconds.append(time.perf_counter() - start)
+    assert result.returncode == 0
+    for word in ("train", "sft", "evaluate", "report", "--section.key=value", "torchrun"):
+        assert word in result.stdout
+    assert min(seconds) < 0.5, seconds
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["megatron_apo.cli", "megatron_apo.config", "megatron_apo.config_loading", "megatron_apo.objective.presets"],
+)
+def test_settings_and_command_line_do_not_import_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False)
+    assert result.returncode == 0
+
+
+def test_an_error_of_ours_is_one_line_and_status_2(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("run:\n  stps: 3\n")
+    result = run("train", "--config", str(config))
+    assert result.returncode == 2
+    assert result.stderr == "error: run.stps: unknown setting; did you mean run.steps?\n"
+    result = run("train", "--config", str(config), MEGATRON_APO_DEBUG="1")
+    assert result.returncode == 1 and "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--config", "CONFIG"], "error: model.path: is required"),
+        (["train", "--config", "CONFIG", "--sampling.group_size=1"], "error: sampling.group_size=1"),
+        (["train", "--config", "CONFIG", "--sampling.group_size", "1"], "error: sampling.group_size=1"),
+        (["sft", "--config", "CONFIG", "--model.path=x"], "error: data.train: is required"),
+        (["train", "--config", "CONFIG", "--run.steps"], "error: --run.steps: has no value"),
+        (["evaluate", "--model", "x"], "error: data.test: is required"),
+        (["report", "absent"], "error: report absent: no such directory"),
+        (["report", "absent", "--run.steps=3"], "error: --run.steps=3: report takes no settings"),
+    ],
+)
+def test_refusals(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("run:\n  steps: 3\n")
+    assert main([str(config) if word == "CONFIG" else word for word in words]) == 2
+    assert capsys.readouterr().err.startswith(message)
+
+
+@pytest.mark.parametrize("words", [["train", "--config", "c.yaml", "stray"], ["train"], ["fly"], []])
+def test_a_malformed_command_line_is_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(words)
+    assert error.value.code == 2
+    assert "usage:" in capsys.readouterr().err

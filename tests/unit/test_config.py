@@ -1,0 +1,161 @@
+"""Settings: the file, the overrides, the presets beneath them, and what is refused in which words."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from megatron_apo.config import Config, ParallelConfig
+from megatron_apo.config_loading import check_layout, dump_config, known_keys, load_config, require
+from megatron_apo.objective.presets import PRESETS
+
+
+def write(directory: Path, text: str) -> Path:
+    path = directory / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_file_then_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path, "run:\n  steps: 7\n  seed: 3\noptimizer:\n  learning_rate: 1e-4\nmodel:\n")
+    config = load_config(path, ["--run.steps=9", "rewards.format=1", "--data.instruction=Answer: a number"])
+    assert (config.run.steps, config.run.seed) == (9, 3)
+    assert config.optimizer.learning_rate == 1e-4  # "1e-4" is text to plain YAML 1.1
+    assert config.rewards.format == 1.0 and isinstance(config.rewards.format, float)
+    assert config.data.instruction == "Answer: a number"
+    assert config.parallel == ParallelConfig()
+    assert load_config(None, ["--run.directory=12"]).run.directory == "12"
+    assert load_config(None, ["--run.directory='a b'"]).run.directory == "a b"
+
+
+def test_an_override_of_a_nested_section() -> None:
+    config = load_config(None, ["--objective.stcr.base=1.01", "--objective.stcr.enabled=false"])
+    assert config.objective.stcr.base == 1.01 and config.objective.stcr.enabled is False
+    assert load_config(None, ["--run.directory="] + ["--run.directory=a=b"]).run.directory == "a=b"
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_every_preset_loads_and_reads_back_equal(name: str, tmp_path: Path) -> None:
+    overrides = [f"--objective.name={name}", "--optimizer.learning_rate=3e-7", "--data.instruction='1e-4: \"x\" # é'"]
+    config = load_config(None, overrides)
+    assert config.objective.name == name
+    path = write(tmp_path, dump_config(config))
+    assert load_config(path, []) == config
+
+
+def test_explicit_keys_override_the_preset(tmp_path: Path) -> None:
+    preset = load_config(None, ["--objective.name=apo"])
+    assert preset.objective.stcr.enabled and preset.objective.dads.enabled
+    path = write(tmp_path, "objective:\n  name: apo\n  stcr:\n    enabled: false\n")
+    config = load_config(path, [])
+    assert not config.objective.stcr.enabled  # named
+    assert config.objective.dads.enabled  # the preset's
+    grpo = load_config(None, ["--objective.name=grpo"])
+    assert not grpo.objective.stcr.enabled and not grpo.objective.dads.enabled
+    # an empty section is no section
+    assert load_config(write(tmp_path, "objective:\n  name: apo\n  stcr:\n"), []).objective == preset.objective
+    assert load_config(write(tmp_path, "objective:\n"), []).objective == preset.objective
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--run.stps=3", "run.stps: unknown setting; did you mean run.steps?"),
+        ("--trainin.batch_size=3", "trainin.batch_size: unknown setting; did you mean training.batch_size?"),
+        ("--run.learning_rate=3", "run.learning_rate: unknown setting; did you mean optimizer.learning_rate?"),
+        ("--objective.stcr=3", "objective.stcr: is a section; set one of its keys, such as objective.stcr.enabled"),
+        ("--run.steps", "expected --section.key=value"),
+        ("--run.steps=many", "run.steps='many': must be a whole number (int), this is text"),
+        ("--run.steps=2.5", "run.steps=2.5: must be a whole number (int), this is a float"),
+        ("--run.steps=true", "run.steps=True: must be a whole number"),
+        ("--data.shuffle=1", "data.shuffle=1: must be true or false (bool), this is a int"),
+        ("--optimizer.learning_rate=[1", "optimizer.learning_rate=[1: is not a YAML value"),
+        ("--optimizer.learning_rate=[1]", "optimizer.learning_rate=[1]: must be a number (float), this is a list"),
+        ("--optimizer.learning_rate=.nan", "optimizer.learning_rate=nan: must be a number"),
+        ("--run.directory=", "run.directory=: must name the directory"),
+        ("--objective.name=apoo", "objective.name=apoo: must be one of"),
+        (
+            "--sampling.group_size=1",
+            "sampling.group_size=1: must be at least 2; a group of one always has zero",
+        ),
+        ("--sampling.temperature=0", "sampling.temperature=0.0: must be above 0"),
+        ("--rollout.engine=vlm", "rollout.engine=vlm: must be one of vllm, transformers"),
+        ("--optimizer.minimum_learning_rate=1", "must not exceed optimizer.learning_rate=1e-06"),
+        ("--evaluation.samples=4", "evaluation.samples=4: must be 1 with evaluation.temperature=0"),
+        ("--parallel.sequence=true", "parallel.sequence=true: must be false with parallel.tensor=1"),
+        ("--objective.stcr.base=1", "objective.stcr.base=1.0: must be above 1"),
+    ],
+)
+def test_refusals(override: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        load_config(None, [override])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run:\n  stps: 3\n", "run.stps: unknown setting; did you mean run.steps?"),
+        ("rnu:\n  steps: 3\n", "rnu: unknown setting; did you mean run?"),
+        ("run: 3\n", "run=3: must be a section"),
+        ("run:\n  directory: 12\n", "run.directory=12: must be text (str), this is a int; put it in quotes"),
+        ("- run\n", "holds a list"),
+        ("run: [\n", "is not valid YAML"),
+        ("run:\n  steps: 1\n  steps: 2\n", "steps: written twice (line 3)"),
+        ("objective:\n  name: apoo\n", "did you mean apo?"),
+    ],
+)
+def test_a_bad_file(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as error:
+        load_config(write(tmp_path, text), [])
+    assert message in str(error.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"absent\.yaml: cannot be read"):
+        load_config(tmp_path / "absent.yaml", [])
+
+
+def test_require_names_the_empty_setting() -> None:
+    config = load_config(None, ["--model.path=here"])
+    require(config, "model.path")
+    with pytest.raises(ValueError, match=r"data\.train: is required"):
+        require(config, "model.path", "data.train")
+
+
+def test_every_setting_is_checked_or_free() -> None:
+    """A number or a choice that is added without a check is found here."""
+    from megatron_apo.config_loading import _CHECKS
+
+    free = {"logging.wandb_project", "objective.name", "model.path", "rollout.replay", "data.train", "data.validation"}
+    free |= {"data.test", "data.image_root", "data.system_prompt", "data.instruction", "objective.kl.maximum"}
+    values = {key: value for key, value in _flat(dataclasses.asdict(Config()))}
+    unchecked = {key for key in values if not isinstance(values[key], bool)} - {key for key, _, _ in _CHECKS} - free
+    assert not unchecked
+    assert sorted(values) == sorted(known_keys())
+
+
+def _flat(tree: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:
+    result: list[tuple[str, object]] = []
+    for key, value in tree.items():
+        result += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return result
+
+
+def test_layout() -> None:
+    layout = ParallelConfig(tensor=2, pipeline=2)
+    assert check_layout(layout, 8, heads=4, kv_heads=2, layers=2) == 2
+    with pytest.raises(ValueError) as error:
+        check_layout(layout, 6, heads=5, kv_heads=1, layers=3)
+    for part in (
+        "tensor 2 × pipeline 2 × context 1 × data ? = world 6",
+        "world 6 is not a multiple of tensor × pipeline × context = 4",
+        "heads 5 is not a multiple of tensor 2",
+        "kv_heads 1 is not a multiple of tensor 2",
+        "layers 3 is not a multiple of pipeline 2",
+    ):
+        assert part in str(error.value)
+    with pytest.raises(ValueError, match=r"data 2 = world 8.*layers 3"):
+        check_layout(layout, 8, heads=4, kv_heads=2, layers=3)
