@@ -57,8 +57,9 @@ def write_curves_png(run_dirs: Sequence[str | Path], path: str | Path, *, title:
         _draw_held_out(left, run_dir, metrics[-1]["step"], colour)
         _draw_smoothed(right, curve(metrics, "reward/total"), colour, run_dir.name)
     left.set_ylim(0, 1.02)
-    left.set_title("Validation accuracy" if validated else "Accuracy in training", loc="left")
-    right.set_title("Mean reward in training", loc="left")
+    heading = {"loc": "left", "color": _INK, "fontweight": "semibold", "fontsize": 12}
+    left.set_title("Validation accuracy" if validated else "Accuracy in training", **heading)
+    right.set_title("Mean reward in training", **heading)
     right.set_ylim(bottom=min(0.0, right.get_ylim()[0]))
     for axes in (left, right):
         _style(axes)
@@ -90,7 +91,6 @@ def _columns(points: Points) -> tuple[list[float], list[float]]:
 
 def _style(axes: Any) -> None:
     axes.set_xlabel("step", color=_SOFT)
-    axes.title.set(color=_INK, fontweight="semibold", fontsize=12)
     axes.grid(axis="y", color=_LINE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_SOFT, length=0)

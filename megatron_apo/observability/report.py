@@ -210,8 +210,8 @@ def _evaluation_table(evaluations: Mapping[str, Evaluation]) -> str:
     return (
         '<h2>Held-out evaluation</h2><p class="soft">Rows that training and the choice of settings never saw; the '
         "interval is a 95 % bootstrap over rows.</p>"
-        '<div class="panel"><table><tr><th></th><th>accuracy</th><th>95 % interval</th><th class=bar></th><th>format</th>'
-        f"<th>mean length</th><th>rows</th><th>responses</th></tr>{''.join(rows)}</table></div>"
+        '<div class="panel"><table><tr><th></th><th>accuracy</th><th>95 % interval</th><th class=bar></th>'
+        f"<th>format</th><th>mean length</th><th>rows</th><th>responses</th></tr>{''.join(rows)}</table></div>"
     )
 
 

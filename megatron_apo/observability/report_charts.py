@@ -81,7 +81,7 @@ def stacked_chart(title: str, series: Sequence[Series], *, note: str = "") -> st
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About ``count`` round numbers (1, 2, 2.5 or 5 times a power of ten apart) that enclose [low, high]."""
     if high - low <= 1e-12 * max(1.0, abs(low), abs(high)):
-        margin = abs(low) * 0.5 or 1.0
+        margin = abs(low) or 0.5
         low, high = (0.0, 2 * margin) if low >= 0 else (low - margin, high + margin)
     rough = (high - low) / max(1, count - 1)
     power = 10.0 ** math.floor(math.log10(rough))

@@ -17,13 +17,15 @@ h1 { font-size:30px; line-height:1.2; margin:0 0 4px; letter-spacing:-.02em }
 h2 { font-size:20px; margin:44px 0 6px; letter-spacing:-.01em } h3 { font-size:15px; margin:26px 0 10px }
 p { margin:0 0 12px } .soft, .note { color:var(--soft) } .note { font-size:13px; margin:6px 0 0 }
 .facts { display:flex; flex-wrap:wrap; gap:6px 8px; margin:14px 0 26px; padding:0; list-style:none }
-.facts li { background:var(--card); border:1px solid var(--line); border-radius:999px; padding:2px 12px; font-size:13px }
+.facts li { background:var(--card); border:1px solid var(--line); border-radius:999px; padding:2px 12px;
+  font-size:13px }
 .facts b { font-weight:600 } .facts span { color:var(--soft) }
 .tiles { display:grid; grid-template-columns:repeat(auto-fit,minmax(210px,1fr)); gap:14px }
 .tile, .chart, .sample, .panel { background:var(--card); border:1px solid var(--line); border-radius:12px }
 .tile { padding:14px 18px } .tile .name { color:var(--soft); font-size:13px }
 .tile .value { font-size:28px; font-weight:650; letter-spacing:-.02em; font-variant-numeric:tabular-nums }
-.tile .value small { font-size:16px; font-weight:500; color:var(--soft) } .tile .more { font-size:13px; color:var(--soft) }
+.tile .value small { font-size:16px; font-weight:500; color:var(--soft) }
+.tile .more { font-size:13px; color:var(--soft) }
 .up { color:var(--good) } .down { color:var(--bad) }
 .panel { padding:6px 18px; overflow-x:auto }
 table { border-collapse:collapse; width:100%; font-variant-numeric:tabular-nums }
@@ -36,8 +38,10 @@ figcaption { font-weight:600 } .legend { display:flex; flex-wrap:wrap; gap:2px 1
   min-height:20px } .key i { display:inline-block; width:10px; height:10px; border-radius:3px; margin-right:6px;
   background:var(--c) }
 svg { display:block; width:100%; height:auto; overflow:visible } .grid { stroke:var(--line); fill:none }
-.tick { fill:var(--soft); font-size:11.5px } .line { stroke:var(--c); fill:none; stroke-width:2; stroke-linejoin:round }
-.raw { stroke:var(--c); fill:none; stroke-width:1; opacity:.28 } .dot { fill:var(--c) } .area { fill:var(--c); opacity:.8 }
+.tick { fill:var(--soft); font-size:11.5px }
+.line { stroke:var(--c); fill:none; stroke-width:2; stroke-linejoin:round }
+.raw { stroke:var(--c); fill:none; stroke-width:1; opacity:.28 }
+.dot { fill:var(--c) } .area { fill:var(--c); opacity:.8 }
 .cursor { stroke:var(--soft); stroke-dasharray:3 3; fill:none }
 .c1{--c:var(--c1)} .c2{--c:var(--c2)} .c3{--c:var(--c3)} .c4{--c:var(--c4)} .c5{--c:var(--c5)} .c6{--c:var(--c6)}
 .tip { position:absolute; top:44px; right:18px; background:var(--card); border:1px solid var(--line); border-radius:8px;
@@ -45,17 +49,20 @@ svg { display:block; width:100%; height:auto; overflow:visible } .grid { stroke:
   box-shadow:0 4px 14px #0002 }
 .sample { display:grid; grid-template-columns:190px 1fr; gap:18px; padding:16px; margin:0 0 14px }
 .sample img { width:100%; border-radius:8px; border:1px solid var(--line); background:#fff; image-rendering:auto }
-.sample img.small { image-rendering:pixelated } .missing { border:1px dashed var(--line); border-radius:8px; padding:24px 8px;
-  text-align:center; color:var(--soft); font-size:13px }
+.sample img.small { image-rendering:pixelated }
+.missing { border:1px dashed var(--line); border-radius:8px; padding:24px 8px; text-align:center;
+  color:var(--soft); font-size:13px }
 .question { font-weight:600; overflow-wrap:anywhere } .response { border-top:1px solid var(--line); padding:10px 0 2px;
   margin-top:10px }
 .chips { display:flex; flex-wrap:wrap; gap:6px; font-size:12.5px; font-variant-numeric:tabular-nums }
 .chip { background:var(--tint); border-radius:6px; padding:1px 8px } .chip b { font-weight:600 }
 .chip.correct { background:color-mix(in srgb,var(--good) 18%,transparent); color:var(--good); font-weight:600 }
-.chip.wrong, .chip.no_answer { background:color-mix(in srgb,var(--bad) 16%,transparent); color:var(--bad); font-weight:600 }
+.chip.wrong, .chip.no_answer { background:color-mix(in srgb,var(--bad) 16%,transparent); color:var(--bad);
+  font-weight:600 }
 .chip.grader_error { background:color-mix(in srgb,var(--warn) 18%,transparent); color:var(--warn); font-weight:600 }
-pre { margin:8px 0; white-space:pre-wrap; overflow-wrap:anywhere; font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,
-  monospace; max-height:300px; overflow:auto } .tag { color:var(--c4) }
+pre { margin:8px 0; white-space:pre-wrap; overflow-wrap:anywhere; max-height:300px;
+  overflow:auto; font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace }
+.tag { color:var(--c4) }
 details { margin-top:14px } summary { cursor:pointer; color:var(--soft) }
 @media (max-width:640px) { .sample { grid-template-columns:1fr } .sample .pictures { max-width:260px } }
 @media print { body { background:#fff } .chart, .sample { break-inside:avoid } pre { max-height:none } }
