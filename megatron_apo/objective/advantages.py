@@ -13,11 +13,11 @@ def group_advantages(
     scale: bool = True,
     valid_PG: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(r - mean) / (std + epsilon) over each row's valid responses: [P, G], the rewards' dtype (GRPO, arXiv:2402.03300).
+    """(r - mean) / (std + epsilon) of each row's valid responses: [P, G], rewards' dtype (GRPO, arXiv:2402.03300).
 
-    A row whose valid rewards are all equal, or with fewer than two of them, gets exactly 0: rounding in the mean divided
-    by a tiny epsilon would otherwise make large advantages out of nothing. Responses that are not valid get 0 and count
-    in neither the mean nor the standard deviation. ``unbiased``: divide the variance by n - 1. ``scale``: divide by the
+    A row whose valid rewards are all equal, or with fewer than two of them, gets exactly 0: rounding in the mean over
+    a tiny epsilon would otherwise make large advantages out of nothing. Responses that are not valid get 0 and count in
+    neither the mean nor the standard deviation. ``unbiased``: divide the variance by n - 1. ``scale``: divide by the
     standard deviation at all (False: Dr. GRPO, arXiv:2503.20783). Raises ValueError for groups of one and for a valid
     reward that is not finite.
     """
