@@ -24,8 +24,8 @@ def stcr_weights(
     """What to multiply each advantage by: 1 + w, in [1, 2], [P, G].
 
     w = 1 - base ** -(excess length of a wrong response), where the excess is over the mean length of the correct
-    responses of the group and never negative. 1 for a correct one, in a group without a correct one, and where invalid; invalid
-    responses do not count in the mean. ``lengths_PG`` counts response tokens, the end token included.
+    responses of the group and never negative. 1 for a correct one, in a group without a correct one, and where invalid;
+    invalid responses do not count in the mean. ``lengths_PG`` counts response tokens, the end token included.
 
     A wrong but well-formatted response can have a positive advantage, which this then raises, as in the authors' code;
     ``only_negative`` applies the weight only where ``advantages_PG`` is negative. Computed in float64 (float32 is 0.14%

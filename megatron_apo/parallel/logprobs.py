@@ -31,14 +31,14 @@ def vocab_parallel_logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """log softmax(hidden @ weight.T / temperature) at ``labels_T``, and that distribution's entropy: two [T] tensors.
 
-    ``weight_VH`` is this rank's rows of the output embedding: rank r of ``tp_group`` holds the ids r * V ... (r + 1) * V
+    ``weight_VH`` is this rank's rows of the output embedding: rank r of ``tp_group`` holds those from r * V on
     (all of them without a group). Ids from ``vocab_size`` on are padding; they and ``forbidden_token_ids`` have
     probability 0. A label among them gets -inf and no gradient, and leaves the other tokens' gradients alone.
 
     float32 out (float64 from float64); half-precision products are taken to float32 before the softmax. The entropy,
     in nats, has no gradient; zeros without ``with_entropy``. Every rank of the group must call it with the same tokens;
-    the gradient of ``hidden_TH`` comes back summed over the group. Raises ValueError for a label outside the vocabulary,
-    unequal shapes, and a temperature or chunk of 0 or less.
+    the gradient of ``hidden_TH`` comes back summed over the group. ValueError for a label outside the vocabulary, unequal
+    shapes, and a temperature or chunk of 0 or less.
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: must be above 0; greedy decoding has no log-probabilities")
