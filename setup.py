@@ -41,7 +41,6 @@ setup(
             "pytest-xdist==3.8.0",
             "ruff==0.17.5",
             "mypy==2.4.1",
-            "types-PyYAML==6.0.12.20261113",
             "pre-commit==4.7.0",
         ],
     },

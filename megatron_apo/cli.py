@@ -1,6 +1,6 @@
 """The command line: ``python -m megatron_apo train | sft | evaluate | report``, also installed as ``megatron-apo``.
 
-Only the standard library is imported here, so that help is quick; each command imports what it runs.
+Nothing heavy is imported here, so that help is quick; each command imports what it runs.
 """
 
 from __future__ import annotations
@@ -8,8 +8,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from megatron_apo.config import Config
 
 _DESCRIPTION = "Reinforcement learning of Qwen2.5-VL with APO on Megatron-Core, rollouts from a weight-synced vLLM."
 _EXAMPLES = """\
@@ -23,24 +26,28 @@ examples:
   torchrun --nproc-per-node 2 -m megatron_apo train --config FILE.yaml --parallel.tensor=2
 
 Every setting is a key of the YAML file and an option --section.key=value, the value written as in YAML; an option
-overrides the file. megatron_apo/config.py lists them all with their defaults. Errors that you can mend are one line
-and exit status 2; MEGATRON_APO_DEBUG=1 shows where they come from.
+overrides the file. megatron_apo/config.py lists them all with their defaults. Exit status 2: an error that you can
+mend; 3: a run stopped by one of its own checks. Both are one message; MEGATRON_APO_DEBUG=1 shows where it comes from.
 """
 
 
+class _RunStopped(Exception):
+    """A run was stopped on purpose: a failed gate, a grader that fails, another rank's error."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, or 2 after an error that the user can mend."""
+    """Runs one command; returns the exit status: 0, 2 after an error that the user can mend, 3 for a stopped run."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     _set_environment()
     try:
         overrides = _overrides(rest, parser)
         _COMMANDS[options.command](options, overrides)
-    except ValueError as error:
+    except (ValueError, _RunStopped) as error:
         if os.environ.get("MEGATRON_APO_DEBUG") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, _RunStopped) else 2
     return 0
 
 
@@ -113,23 +120,53 @@ def _set_environment() -> None:
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> None:
-    from megatron_apo.config_loading import load_config, require
+    config = _training_config(options, overrides)
+    _prepare_megatron()
+    from megatron_apo.compose import train
 
-    config = load_config(options.config, overrides)
-    require(config, "model.path", "data.train")
-    from megatron_apo.loop import train
-
-    train(config, resume=options.resume)
+    with _stopping():
+        train(config, resume=options.resume)
 
 
 def _sft(options: argparse.Namespace, overrides: list[str]) -> None:
+    config = _training_config(options, overrides)
+    _prepare_megatron()
+    from megatron_apo.platform.megatron_on_cpu import install
+
+    install()
+    from megatron_apo.sft import sft
+
+    with _stopping():
+        sft(config, resume=options.resume)
+
+
+def _training_config(options: argparse.Namespace, overrides: list[str]) -> Config:
     from megatron_apo.config_loading import load_config, require
 
     config = load_config(options.config, overrides)
     require(config, "model.path", "data.train")
-    from megatron_apo.sft import sft
+    return config
 
-    sft(config, resume=options.resume)
+
+def _prepare_megatron() -> None:
+    """Must come before the first import of megatron.core."""
+    from megatron_apo.platform.megatron_on_cpu import install
+
+    install()
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Turns the errors by which a run stops itself into one message; anything else is a defect and keeps its trace."""
+    from megatron_apo.parallel.status import PhaseError
+    from megatron_apo.rewards.grader_process import RewardError
+    from megatron_apo.training.update import NonFiniteError
+    from megatron_apo.weight_sync.verify import LogprobGateError, WeightSyncError
+
+    try:
+        yield
+    except (PhaseError, RewardError, NonFiniteError, LogprobGateError, WeightSyncError) as error:
+        raise _RunStopped(str(error)) from error
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:

@@ -31,16 +31,16 @@ class _Dumper(yaml.SafeDumper):
 
 _FLOAT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))  # type: ignore[no-untyped-call]
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> _Tree:
     mapping: _Tree = {}
     for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node, deep=True)
         if key in mapping:
             raise ValueError(f"{key}: written twice (line {key_node.start_mark.line + 1}); keep one")
-        mapping[key] = loader.construct_object(value_node, deep=True)  # type: ignore[no-untyped-call]
+        mapping[key] = loader.construct_object(value_node, deep=True)
     return mapping
 
 
@@ -152,7 +152,8 @@ def _build(section: type[_Section], tree: Any, prefix: str) -> _Section:
     for key, value in tree.items():
         kind = types[key]
         name = f"{prefix}{key}"
-        values[key] = _build(kind, value, f"{name}.") if dataclasses.is_dataclass(kind) else _typed(name, value, kind)
+        is_section = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        values[key] = _build(kind, value, f"{name}.") if is_section else _typed(name, value, kind)
     return section(**values)
 
 

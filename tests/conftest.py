@@ -13,6 +13,14 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from megatron_apo.platform.megatron_on_cpu import install  # noqa: E402
+from megatron_apo.platform.torchvision_cpu import register_missing_operators  # noqa: E402
+
+# Before any test's first import of megatron.core or torchvision, whatever the order of the tests.
+install()
+register_missing_operators()
 
 
 @pytest.fixture(scope="session")
@@ -37,11 +45,8 @@ def digits_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips the tests marked ``gpu`` on a machine without one."""
-    marked = [item for item in items if item.get_closest_marker("gpu")]
-    if not marked:
+    if torch.cuda.is_available():
         return
-    import torch
-
-    if not torch.cuda.is_available():
-        for item in marked:
+    for item in items:
+        if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no GPU"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_apo import cli
 from megatron_apo.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,3 +86,19 @@ def test_a_malformed_command_line_is_usage(words: list[str], capsys: pytest.Capt
         main(words)
     assert error.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+def test_a_run_that_stops_itself_is_status_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message of a failed gate, as the command line shows it; the run itself is stood in for."""
+    from megatron_apo.weight_sync.verify import LogprobGateError
+
+    def gate(*_: object) -> None:
+        with cli._stopping():
+            raise LogprobGateError("engine and trainer differ by 0.5")
+
+    monkeypatch.setitem(cli._COMMANDS, "train", gate)
+    monkeypatch.delenv("MEGATRON_APO_DEBUG", raising=False)
+    assert main(["train", "--config", "c.yaml"]) == 3
+    assert capsys.readouterr().err == "error: engine and trainer differ by 0.5\n"

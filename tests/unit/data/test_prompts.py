@@ -12,7 +12,7 @@ from PIL import Image
 
 from megatron_apo.config import DataConfig
 from megatron_apo.data.prompts import PromptBuilder, PromptStream
-from megatron_apo.data.rows import Row
+from megatron_apo.data.rows import Row, read_rows
 from megatron_apo.platform.torchvision_cpu import register_missing_operators
 
 SPECIAL = [
@@ -106,6 +106,27 @@ def test_ids_and_pixels_equal_the_processors(processor_directory: Path, tmp_path
     assert list(prompt.token_ids[first : first + 4]) == [builder.image_token_id] * 4
     assert prompt.token_ids[first + 4] != builder.image_token_id
     assert (prompt.id, prompt.gold, prompt.demonstration) == ("r1", "4", "<answer>4</answer>")
+
+
+def test_the_quickstarts_policy_and_task(tiny_policy: Path, digits_task: Path) -> None:
+    """Every prompt of the digits task equals what the policy's own processor makes of it; so does the demonstration."""
+    from transformers import AutoProcessor
+
+    builder = PromptBuilder(tiny_policy, DataConfig())
+    rows = read_rows(digits_task / "validation.jsonl", "", lambda _: None)
+    prompts = builder.build_all(rows)
+    processor = AutoProcessor.from_pretrained(tiny_policy, local_files_only=True)
+    for item, prompt in zip(rows, prompts, strict=True):
+        content = [{"type": "image"}, {"type": "text", "text": item.question}]
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        expected = processor(text=[text], images=[Image.open(item.images[0])], return_tensors="pt")
+        assert list(prompt.token_ids) == expected["input_ids"][0].tolist()
+        assert torch.equal(builder.pixel_values(prompt.images[0]), expected["pixel_values"])
+        ids = builder.response_ids(item.demonstration)
+        assert builder.tokenizer.decode(ids[:-1]) == item.demonstration
+        assert not set(ids) & set(builder.forbidden_token_ids)
 
 
 def test_special_tokens_and_response_ids(processor_directory: Path) -> None:
