@@ -7,7 +7,6 @@ distribution that was sampled from.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL.Image import Image
 from megatron_apo.platform.torchvision_cpu import register_missing_operators
 from megatron_apo.records import FinishReason, Prompt, PromptImage, Rollout
 from megatron_apo.rollout.engine import EngineSettings, SamplingSettings, WeightReceipt
+from megatron_apo.rollout.requests import check_prompt_ids, check_request, prompt_seed
 from megatron_apo.rollout.vllm.environment import (
     prepare_environment,
     process_group_kept,
@@ -59,11 +59,7 @@ class VllmEngine:
         return self._weight_version
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings) -> list[list[Rollout]]:
-        if sampling.temperature == 0 and sampling.group_size != 1:
-            raise ValueError(
-                f"sampling.group_size={sampling.group_size} with temperature 0: greedy responses are all the same; "
-                "use a group size of 1, or a temperature above 0"
-            )
+        check_request(prompts, sampling, self._settings)
         llm = self._open()
         from vllm import SamplingParams
 
@@ -83,13 +79,18 @@ class VllmEngine:
             outputs = llm.generate([self._request(prompt) for prompt in prompts], parameters, use_tqdm=False)
         groups = []
         for prompt, output in zip(prompts, outputs, strict=True):
-            _check_prompt_ids(prompt, output.prompt_token_ids)
+            check_prompt_ids(prompt, output.prompt_token_ids)
             groups.append([self._rollout(prompt, completion) for completion in output.outputs])
         return groups
 
     def update_weights(self, version: int, weights: Iterable[tuple[str, torch.Tensor]]) -> WeightReceipt:
+        with weight_file(weights) as path:
+            return self.update_weights_from_file(version, path)
+
+    def update_weights_from_file(self, version: int, path: Path) -> WeightReceipt:
+        """``update_weights`` from a safetensors file that every worker of this engine can read."""
         llm = self._open()
-        with weight_file(weights) as path, random_state_kept(), torch.no_grad():
+        with random_state_kept(), torch.no_grad():
             answers = llm.collective_rpc("receive_weights", args=(str(path), "cpu"))
             llm.llm_engine.reset_encoder_cache()
             llm.reset_prefix_cache()
@@ -141,26 +142,6 @@ class VllmEngine:
         return text
 
 
-def prompt_seed(seed: int, position: int) -> int:
-    """Base seed of a prompt's responses: response i uses this + i (vLLM's own rule). 62 bits."""
-    digest = hashlib.sha256(f"{seed}/{position}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 2
-
-
-def _check_prompt_ids(prompt: Prompt, engine_ids: Sequence[int]) -> None:
-    if tuple(engine_ids) == prompt.token_ids:
-        return
-    pairs = zip(engine_ids, prompt.token_ids, strict=False)
-    position = next((at for at, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
-    if position is None:
-        position = min(len(engine_ids), len(prompt.token_ids))
-    raise ValueError(
-        f"prompt {prompt.id!r}: the engine's {len(engine_ids)} prompt tokens and the trainer's "
-        f"{len(prompt.token_ids)} differ first at position {position}; engine and trainer must cut images alike: give "
-        "both the same checkpoint, data.min_pixels and data.max_pixels"
-    )
-
-
 def _inspect_model_here(model: str) -> None:
     """Gives vLLM the model's class, which it would otherwise import in a child process just to look at it.
 
@@ -204,6 +185,7 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         "additional_config": {_FORBIDDEN_KEY: list(settings.forbidden_token_ids)},
         "worker_extension_cls": _RECEIVER,
         "disable_log_stats": True,
+        "use_tqdm_on_load": False,
         "generation_config": "vllm",  # the checkpoint's sampling defaults (top_k, penalties) must not slip in
     }
     size = {"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}
@@ -216,6 +198,7 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
             # A prompt prefilled in parts makes vLLM rewind the request's random generator, which a CPU one cannot.
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(_CPU_BATCH_TOKENS, settings.max_model_len),
+            "block_size": 32,  # the smallest good one: a group shares the whole blocks of its prompt
         }
     else:
         arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization

@@ -23,20 +23,19 @@ _SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_USE_FLASHINFER_SAMPLER": "0",  # it cannot return the processed log-probabilities
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # the generation that takes our logits processor
-    "VLLM_LOGGING_LEVEL": "WARNING",
 }
 _SETTINGS_CPU = {
+    "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings there are advice about libraries to preload
     "TORCH_COMPILE_DISABLE": "1",  # the first generation would spend 13 to 26 s compiling helpers
 }
+_SETTINGS_GPU = {"VLLM_LOGGING_LEVEL": "WARNING"}
 
 
 def prepare_environment() -> None:
     """Sets what vLLM reads from the environment, where the user has not set it; call it before importing vLLM."""
-    for name, value in _SETTINGS.items():
+    settings = _SETTINGS | (_SETTINGS_GPU if torch.cuda.is_available() else _SETTINGS_CPU)
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
-    if not torch.cuda.is_available():
-        for name, value in _SETTINGS_CPU.items():
-            os.environ.setdefault(name, value)
     _hide_unloadable_torchcodec()
 
 

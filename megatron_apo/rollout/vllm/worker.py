@@ -9,12 +9,17 @@ receives, and checks that what it received covers every parameter of its model b
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 from safetensors import safe_open
 
 from megatron_apo.weight_sync.verify import tensor_hash
+
+# It warns at every update of layers that have no weights of their own (tied, or without any); what is really missing
+# is found below, before anything is loaded.
+logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
 
 
 class WeightReceiver:
@@ -38,6 +43,7 @@ class WeightReceiver:
         missing = parameters - covered
         if not missing and not unknown:
             self.reload_weights(weights_iterator=iter(tensors.items()))
+            _repack_tied_layers(self.model_runner.get_model())
         return {
             "hashes": hashes,
             "loaded": sorted(covered) if not missing and not unknown else [],
@@ -74,6 +80,23 @@ class WeightReceiver:
             if parts_seen[fused] == parts:
                 covered.add(fused)
         return covered, unknown
+
+
+def _repack_tied_layers(model: Any) -> None:
+    """Lets layers that share their weight take it over anew.
+
+    On a CPU vLLM computes with a packed copy. A reload repacks the layer that the checkpoint names (the embedding), not
+    the one tied to it (the output layer), which would go on computing with the old copy.
+    """
+    sharing: dict[int, list[Any]] = {}
+    for layer in model.modules():
+        weight = layer._parameters.get("weight")
+        if weight is not None:
+            sharing.setdefault(id(weight), []).append(layer)
+    for layers in sharing.values():
+        if len(layers) > 1:
+            for layer in layers:
+                layer.quant_method.process_weights_after_loading(layer)
 
 
 def _packed(model: Any) -> dict[str, list[str]]:
