@@ -37,8 +37,8 @@ def vocab_parallel_logprobs(
 
     float32 out (float64 from float64); half-precision products are taken to float32 before the softmax. The entropy,
     in nats, has no gradient; zeros without ``with_entropy``. Every rank of the group must call it with the same tokens;
-    the gradient of ``hidden_TH`` comes back summed over the group. ValueError for a label outside the vocabulary, unequal
-    shapes, and a temperature or chunk of 0 or less.
+    the gradient of ``hidden_TH`` comes back summed over the group. ValueError for a label outside the vocabulary,
+    unequal shapes, and a temperature or chunk of 0 or less.
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: must be above 0; greedy decoding has no log-probabilities")
@@ -63,7 +63,9 @@ def vocab_parallel_logprobs(
         group=tp_group if size > 1 else None,
         with_entropy=with_entropy,
     )
-    logprobs_T, entropy_T = _VocabParallelLogprobs.apply(hidden_TH, weight_VH, labels_T, head)
+    logprobs_T, entropy_T = _VocabParallelLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden_TH, weight_VH, labels_T, head
+    )
     return logprobs_T, entropy_T
 
 
@@ -109,7 +111,7 @@ class _VocabParallelLogprobs(torch.autograd.Function):
     """Projection, log-softmax and entropy in one; the backward pass recomputes the logits chunk by chunk."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden_TH: torch.Tensor, weight_VH: torch.Tensor, labels_T: torch.Tensor, head: _Head
     ) -> tuple[torch.Tensor, torch.Tensor]:
         dtype = torch.float64 if hidden_TH.dtype == torch.float64 else torch.float32
@@ -145,7 +147,7 @@ class _VocabParallelLogprobs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, grad_T: torch.Tensor | None, _grad_entropy: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         if grad_T is None:
