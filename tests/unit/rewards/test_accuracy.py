@@ -103,8 +103,10 @@ def test_parsable_gold_passes(gold: str) -> None:
 def test_a_failing_comparison_is_never_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     import math_verify
 
-    def fail(*_arguments: object, **_options: object) -> bool:
-        raise TypeError("cannot compare")
+    def fail(*_arguments: object, raise_on_error: bool = False, **_options: object) -> bool:
+        if raise_on_error:
+            raise TypeError("cannot compare")
+        return False  # math-verify's default: a failure reads as a difference
 
     monkeypatch.setattr(math_verify, "verify", fail)
     with pytest.raises(GraderError, match="cannot compare"):

@@ -6,11 +6,13 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from megatron_apo.config import RewardConfig
 from megatron_apo.records import Prompt, Rollout, RolloutGroup
+from megatron_apo.rewards.grader_process import MEMORY_MIB, GraderProcess, worker_command
 from megatron_apo.rewards.pool import GraderPool, RewardError, Scorer
 
 # A grader whose verdict the answer itself commands.
@@ -142,6 +144,25 @@ def test_a_grader_error_is_never_paid_and_too_many_stop_the_run() -> None:
         pytest.raises(RewardError, match="1 of 4 responses .*rewards.max_error_rate=0.2 .*row 'row-1', answer 'die'"),
     ):
         scorer.score(groups)
+
+
+def test_the_grader_has_a_memory_limit_and_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    process = GraderProcess(worker_command(10.0))
+    limits = Path(f"/proc/{process.process.pid}/limits").read_text()
+    environment = Path(f"/proc/{process.process.pid}/environ").read_bytes()
+    process.kill()
+    address_space = next(line for line in limits.splitlines() if line.startswith("Max address space"))
+    assert str(MEMORY_MIB * 2**20) in address_space
+    assert b"PATH=" in environment and b"secret" not in environment
+
+
+def test_the_grader_ends_with_its_parent() -> None:
+    process = GraderProcess(worker_command(10.0))
+    assert process.process.stdin is not None
+    process.process.stdin.close()  # what the kernel does when the parent dies
+    assert process.process.wait(timeout=30) == 0
+    process.kill()
 
 
 def test_a_grader_that_cannot_start_says_how_to_see_why() -> None:
