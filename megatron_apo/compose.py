@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import yaml
@@ -14,13 +12,14 @@ import yaml
 from megatron_apo.config import Config
 from megatron_apo.config_loading import dump_config
 from megatron_apo.data.prompts import PromptBuilder, PromptStream
-from megatron_apo.evaluation.evaluate import evaluate_prompts, read_prompts
+from megatron_apo.evaluation.evaluate import evaluate_prompts, evaluation_sampling, read_prompts
 from megatron_apo.evaluation.scoring import Evaluation
 from megatron_apo.evaluation.tables import plain_table, read_evaluations, write_evaluations
-from megatron_apo.loop import Controller, LiveRollouts, LoopParts, run_loop
+from megatron_apo.loop import Controller, LiveRollouts, LoopParts, run_loop, step_sampling
 from megatron_apo.objective.objective import needs_reference
 from megatron_apo.objective.samples import ShapedStep
 from megatron_apo.objective.validation import validate_objective
+from megatron_apo.observability.console import say
 from megatron_apo.observability.progress import Progress
 from megatron_apo.observability.report import write_report
 from megatron_apo.observability.writers import Writers, open_writers
@@ -30,11 +29,12 @@ from megatron_apo.records import Prompt, RolloutGroup
 from megatron_apo.rewards.pool import Scorer
 from megatron_apo.rollout.build import build_engine
 from megatron_apo.rollout.engine import RolloutEngine
-from megatron_apo.rollout.record_files import ReplayRollouts, write_step
-from megatron_apo.run_directory import RunDirectory, claim
+from megatron_apo.rollout.record_files import write_step
+from megatron_apo.rollout.replay import ReplayRollouts
+from megatron_apo.run_directory import RunDirectory, claim_directory
 from megatron_apo.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
 from megatron_apo.training.export import export_model
-from megatron_apo.training.forward_step import HeadSettings, unwrap
+from megatron_apo.training.forward_step import head_settings, unwrap
 from megatron_apo.training.setup import TrainingState, build_training_state, describe_optimizer
 from megatron_apo.training.update import Trainer, TrainerSettings
 from megatron_apo.weight_sync.export import export_tensors
@@ -42,15 +42,11 @@ from megatron_apo.weight_sync.push import push_weights
 from model_providers.qwen2_5_vl.weight_map import hf_names
 
 
-def say(text: str) -> None:
-    """A line for the person at the terminal, on stderr: stdout is for results."""
-    print(text, file=sys.stderr, flush=True)
-
-
 class RunLog:
     """A step's numbers and responses: to the writers, the rollouts directory and the progress bar."""
 
-    def __init__(self, directory: RunDirectory, writers: Writers, progress: Progress) -> None:
+    def __init__(self, config: Config, directory: RunDirectory, writers: Writers, progress: Progress) -> None:
+        self._config = config
         self._directory = directory
         self._writers = writers
         self._progress = progress
@@ -59,7 +55,14 @@ class RunLog:
         self, step: int, metrics: dict[str, float], groups: Sequence[RolloutGroup], shaped: ShapedStep, version: int
     ) -> None:
         """Writes step ``step``; ``version`` is that of the weights which drew ``groups``."""
-        write_step(self._directory.rollouts, step, groups, weight_version=version, shaping=shaped.shaping)
+        write_step(
+            self._directory.rollouts,
+            step,
+            groups,
+            weight_version=version,
+            sampling=step_sampling(self._config, step),
+            shaping=shaped.shaping,
+        )
         self._writers.write(step, metrics)
         self._progress.update(step, metrics)
 
@@ -90,7 +93,7 @@ class Run:
         self.trainer = Trainer(
             self.state,
             groups,
-            TrainerSettings(config.objective, head_settings(config, self.builder, self.state)),
+            TrainerSettings(config.objective, head_settings(config, self.builder.forbidden_token_ids, self.state.shape.vocab)),
             pixel_values=self.builder.pixel_values,
         )
         self.engine: RolloutEngine | None = None
@@ -121,7 +124,7 @@ class Run:
         progress = Progress(
             config.run.steps, initial=resume_step or 0, label="train", enabled=config.logging.progress
         )
-        self.log = RunLog(self.directory, writers, progress)
+        self.log = RunLog(config, self.directory, writers, progress)
         source: LiveRollouts | ReplayRollouts
         if config.rollout.replay:
             source = ReplayRollouts(config.rollout.replay)
@@ -151,7 +154,13 @@ class Run:
             tensors = iter([(name, tensor.clone()) for name, tensor in tensors])
         with phase(self.groups, "weight sync"):
             if self.engine is not None:
-                report = push_weights(self.engine, version, tensors, hf_names(self.state.shape))
+                report = push_weights(
+                    self.engine,
+                    version,
+                    tensors,
+                    hf_names(self.state.shape),
+                    verify=self.config.sync.verify,
+                )
                 metrics = {"sync/version": float(report.version), "sync/seconds": report.seconds}
         return metrics
 
@@ -177,7 +186,13 @@ class Run:
         if found is None:
             return
         write_evaluations(self.directory.root, {label: found[0]})
-        write_step(self.directory.root / "evaluation" / label, 0, found[1], weight_version=-1, shaping=None)
+        write_step(
+            self.directory.root / "evaluation" / label,
+            0,
+            found[1],
+            weight_version=self.engine.weight_version if self.engine else 0,
+            sampling=evaluation_sampling(self.config),
+        )
         say(f"held-out accuracy {label} training: {found[0].accuracy:.3f} on {found[0].rows} rows")
 
     def save(self, step: int, version: int) -> None:
@@ -192,25 +207,6 @@ class Run:
             self.engine.close()
         if self.scorer is not None:
             self.scorer.close()
-
-
-def head_settings(config: Config, builder: PromptBuilder, state: TrainingState) -> HeadSettings:
-    """The sampling distribution: the trainer's log-probabilities are those of the policy that was sampled."""
-    return HeadSettings(
-        temperature=config.sampling.temperature,
-        forbidden_token_ids=builder.forbidden_token_ids,
-        vocab=state.shape.vocab,
-        chunk_tokens=config.training.logits_chunk_tokens,
-    )
-
-
-def claim_directory(config: Config, groups: Groups, *, resume: bool) -> RunDirectory:
-    """The run's directory on every rank, claimed by the controller."""
-    directory = RunDirectory(Path(config.run.directory))
-    with phase(groups, "run directory"):
-        if groups.is_controller:
-            claim(config, resume=resume)
-    return directory
 
 
 def train(config: Config, *, resume: bool) -> None:

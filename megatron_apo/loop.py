@@ -78,6 +78,18 @@ class LoopParts:
     enforce_gate: bool = True
 
 
+def step_sampling(config: Config, step: int) -> SamplingSettings:
+    """How step ``step`` draws its responses; from the settings and the step alone, so a resumed run draws the same."""
+    settings = config.sampling
+    return SamplingSettings(
+        group_size=settings.group_size,
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=config.run.seed * 1_000_003 + step,
+    )
+
+
 class LiveRollouts:
     """Responses drawn from an engine."""
 
@@ -86,15 +98,7 @@ class LiveRollouts:
         self._config = config
 
     def rollouts(self, step: int, prompts: Sequence[Prompt]) -> list[RolloutGroup]:
-        settings = self._config.sampling
-        sampling = SamplingSettings(
-            group_size=settings.group_size,
-            max_tokens=settings.max_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=self._config.run.seed * 1_000_003 + step,
-        )
-        drawn = self._engine.generate(prompts, sampling)
+        drawn = self._engine.generate(prompts, step_sampling(self._config, step))
         return [RolloutGroup(prompt, tuple(rollouts)) for prompt, rollouts in zip(prompts, drawn, strict=True)]
 
 

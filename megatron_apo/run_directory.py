@@ -10,6 +10,8 @@ import yaml
 
 from megatron_apo.config import Config
 from megatron_apo.config_loading import dump_config
+from megatron_apo.parallel.groups import Groups
+from megatron_apo.parallel.status import phase
 
 _MAY_DIFFER = ("run.steps", "run.save_every", "run.keep_checkpoints", "run.evaluate_every", "run.threads", "logging.")
 
@@ -80,4 +82,13 @@ def claim(config: Config, *, resume: bool) -> RunDirectory:
     for path in (directory.root, directory.rollouts, directory.checkpoints):
         path.mkdir(parents=True, exist_ok=True)
     directory.config.write_text(text, encoding="utf-8")
+    return directory
+
+
+def claim_directory(config: Config, groups: Groups, *, resume: bool) -> RunDirectory:
+    """The run's directory on every rank, claimed by the controller."""
+    directory = RunDirectory(Path(config.run.directory))
+    with phase(groups, "run directory"):
+        if groups.is_controller:
+            claim(config, resume=resume)
     return directory

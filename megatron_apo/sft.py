@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 import yaml
 
-from megatron_apo.compose import claim_directory, head_settings, say
 from megatron_apo.config import Config
 from megatron_apo.config_loading import dump_config
 from megatron_apo.data.distribution import distribute
 from megatron_apo.data.prompts import PromptBuilder, PromptStream
 from megatron_apo.evaluation.evaluate import read_prompts
 from megatron_apo.objective.reductions import token_weights
+from megatron_apo.observability.console import say
 from megatron_apo.observability.progress import Progress
 from megatron_apo.observability.timers import PhaseTimer
 from megatron_apo.observability.writers import Writers, open_writers
@@ -21,9 +21,10 @@ from megatron_apo.parallel.groups import Groups, initialise, shut_down
 from megatron_apo.parallel.scatter import scatter_work
 from megatron_apo.parallel.status import phase
 from megatron_apo.records import Prompt, ReplicaWork, TrainingSample
-from megatron_apo.run_directory import RunDirectory
+from megatron_apo.run_directory import RunDirectory, claim_directory
 from megatron_apo.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
 from megatron_apo.training.export import export_model
+from megatron_apo.training.forward_step import head_settings
 from megatron_apo.training.setup import build_training_state
 from megatron_apo.training.update import Trainer, TrainerSettings
 
@@ -66,7 +67,7 @@ def _train(
 ) -> None:
     builder = PromptBuilder(config.model.path, config.data)
     state = build_training_state(config, groups, updates=config.run.steps, reference=False)
-    settings = TrainerSettings(config.objective, head_settings(config, builder, state), supervised=True)
+    settings = TrainerSettings(config.objective, head_settings(config, builder.forbidden_token_ids, state.shape.vocab), supervised=True)
     trainer = Trainer(state, groups, settings, pixel_values=builder.pixel_values)
     done = LoopState(0, 0, 0)
     if resume:

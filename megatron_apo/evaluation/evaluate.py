@@ -23,19 +23,23 @@ def read_prompts(builder: PromptBuilder, path: str, image_root: str) -> list[Pro
     return builder.build_all(read_rows(path, image_root, check_gold))
 
 
+def evaluation_sampling(config: Config) -> SamplingSettings:
+    """How an evaluation draws: greedily unless ``config.evaluation`` says otherwise."""
+    return SamplingSettings(
+        group_size=config.evaluation.samples,
+        max_tokens=config.sampling.max_tokens,
+        temperature=config.evaluation.temperature,
+        seed=config.run.seed,
+    )
+
+
 def evaluate_prompts(
     engine: RolloutEngine, scorer: Scorer, prompts: Sequence[Prompt], config: Config
 ) -> tuple[Evaluation, list[RolloutGroup]]:
     """Draws and scores the responses to ``prompts`` as ``config.evaluation`` says (greedy unless told otherwise)."""
     settings = config.evaluation
     chosen = prompts[: settings.limit] if settings.limit else prompts
-    sampling = SamplingSettings(
-        group_size=settings.samples,
-        max_tokens=config.sampling.max_tokens,
-        temperature=settings.temperature,
-        seed=config.run.seed,
-    )
-    drawn = engine.generate(chosen, sampling)
+    drawn = engine.generate(chosen, evaluation_sampling(config))
     groups = [RolloutGroup(prompt, tuple(rollouts)) for prompt, rollouts in zip(chosen, drawn, strict=True)]
     scored = scorer.score(groups)
     return evaluate_groups(scored, seed=config.run.seed), scored

@@ -53,10 +53,12 @@ def write_step(
     *,
     weight_version: int,
     sampling: SamplingSettings,
+    shaping: Sequence[Sequence[dict[str, float]]] | None = None,
 ) -> Path:
     """Writes the file of ``step`` whole or not at all; one that is there already (a resumed run) is replaced.
 
-    Raises ValueError for a number that is not finite.
+    ``shaping``: what the objective made of each response (advantage, STCR, DADS weight), per group, for people to
+    read: a replay makes it anew. Raises ValueError for a number that is not finite.
     """
     header = StepHeader(RECORD_VERSION, step, weight_version, sampling, len(groups))
     path = step_path(directory, step)
@@ -64,14 +66,22 @@ def write_step(
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with partial.open("w", encoding="utf-8") as file:
-            for record in (header, *groups):
-                file.write(json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False) + "\n")
+            file.write(_line(dataclasses.asdict(header)))
+            for place, group in enumerate(groups):
+                record = dataclasses.asdict(group)
+                if shaping is not None:
+                    record["shaping"] = list(shaping[place])
+                file.write(_line(record))
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_header(directory: str | Path, step: int) -> StepHeader:

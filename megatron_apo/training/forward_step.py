@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from megatron_apo.config import ObjectiveConfig
+from megatron_apo.config import Config, ObjectiveConfig
 from megatron_apo.objective.objective import token_objective
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.parallel.logprobs import vocab_parallel_logprobs
@@ -53,6 +53,16 @@ class LossSettings:
     total_tokens: int
     old_logprobs: str
     supervised: bool = False
+
+
+def head_settings(config: Config, forbidden_token_ids: tuple[int, ...], vocab: int) -> HeadSettings:
+    """The sampling distribution: the trainer's log-probabilities are those of the policy that was sampled."""
+    return HeadSettings(
+        temperature=config.sampling.temperature,
+        forbidden_token_ids=forbidden_token_ids,
+        vocab=vocab,
+        chunk_tokens=config.training.logits_chunk_tokens,
+    )
 
 
 def unwrap(model: Any) -> Qwen25VLModel:

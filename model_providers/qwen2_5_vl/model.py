@@ -13,6 +13,7 @@ from megatron.core import tensor_parallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.enums import ModelType
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
@@ -57,6 +58,7 @@ class Qwen25VLModel(MegatronModule):
         super().__init__(config=config)
         self.shape = shape
         self.settings = settings
+        self.model_type = ModelType.encoder_or_decoder  # what Megatron's schedules ask for
         self.pre_process = pre_process
         self.post_process = post_process
         self.vp_stage = vp_stage
