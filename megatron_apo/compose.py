@@ -66,13 +66,6 @@ class RunLog:
         self._writers.write(step, metrics)
         self._progress.update(step, metrics)
 
-    def evaluated(self, step: int, result: Evaluation) -> None:
-        """Writes an evaluation made during training."""
-        self._writers.write(
-            step, {"evaluation/accuracy": result.accuracy, "evaluation/response_length": result.mean_length}
-        )
-        self._progress.message(f"step {step}: validation accuracy {result.accuracy:.3f} on {result.rows} rows")
-
 
 class Run:
     """One training run on this rank; the controller's parts are None elsewhere, the engine also in a replay."""
@@ -172,13 +165,14 @@ class Run:
                 result = evaluate_prompts(self.engine, self.scorer, self._evaluation_prompts[path], self.config)
         return result
 
-    def evaluate_validation(self, step: int) -> Evaluation | None:
-        """The evaluation during training."""
+    def evaluate_validation(self, step: int) -> dict[str, float]:
+        """The evaluation during training: metrics on the controller, empty elsewhere."""
         found = self.evaluate(self.config.data.validation)
-        if found is None or self.log is None:
-            return None
-        self.log.evaluated(step, found[0])
-        return found[0]
+        if found is None:
+            return {}
+        result = found[0]
+        say(f"step {step}: validation accuracy {result.accuracy:.3f} on {result.rows} rows")
+        return {"evaluation/accuracy": result.accuracy, "evaluation/response_length": result.mean_length}
 
     def evaluate_held_out(self, label: str) -> None:
         """Before and after: ``evaluations.json`` and a line on the terminal."""

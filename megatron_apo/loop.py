@@ -13,7 +13,6 @@ from typing import Protocol
 from megatron_apo.config import Config
 from megatron_apo.data.distribution import distribute
 from megatron_apo.data.prompts import PromptStream
-from megatron_apo.evaluation.scoring import Evaluation
 from megatron_apo.objective.objective import kl_coefficient
 from megatron_apo.objective.samples import ShapedStep, shape_step
 from megatron_apo.observability.metrics import rollout_metrics
@@ -64,8 +63,8 @@ class Controller:
 class LoopParts:
     """Everything the loop runs on; ``controller`` is None on every rank but 0.
 
-    ``sync(version)`` sends the trainer's weights to the engine and returns its metrics; ``save(step)`` writes a
-    checkpoint; ``evaluate(step)`` measures the validation rows. All three are collective.
+    ``sync(version)`` sends the trainer's weights to the engine and returns its metrics; ``save(step, version)`` writes
+    a checkpoint; ``evaluate(step)`` returns the metrics of the validation rows. All three are collective.
     """
 
     config: Config
@@ -74,7 +73,7 @@ class LoopParts:
     controller: Controller | None
     sync: Callable[[int], dict[str, float]]
     save: Callable[[int, int], None]
-    evaluate: Callable[[int], Evaluation | None]
+    evaluate: Callable[[int], dict[str, float]]
     enforce_gate: bool = True
 
 
@@ -130,8 +129,17 @@ def _gate(parts: LoopParts, metrics: dict[str, float], seen: dict[str, float]) -
         check_logprob_agreement(mean, metrics["gate/max"], None, parts.config.sync.logprob_gate)
 
 
-def run_step(parts: LoopParts, step: int, version: int, timer: PhaseTimer) -> int:
-    """One step on every rank; returns the engine's new weight version."""
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a step leaves for the log; ``shaped`` is None on every rank but the controller's."""
+
+    metrics: dict[str, float]
+    drawn: list[RolloutGroup]
+    shaped: ShapedStep | None
+
+
+def run_step(parts: LoopParts, step: int, version: int, timer: PhaseTimer) -> StepOutcome:
+    """One step on every rank: rollouts by weights ``version``, the update, and the sync of ``version`` + 1."""
     controller, groups, work = parts.controller, parts.groups, None
     drawn: list[RolloutGroup] = []
     shaped: ShapedStep | None = None
@@ -153,16 +161,13 @@ def run_step(parts: LoopParts, step: int, version: int, timer: PhaseTimer) -> in
     agreement: dict[str, float] = {}
     with timer.phase("update"):
         updates = parts.trainer.step(work, lambda metrics: _gate(parts, metrics, agreement))
-    version += 1
     with timer.phase("sync"):
-        synced = parts.sync(version)
-    if controller is not None:
-        assert shaped is not None
-        metrics = _mean_over_updates(updates) | agreement | synced | rollout_metrics(drawn) | shaped.metrics
-        metrics["kl/coefficient"] = work.scalars["kl_coefficient"]
+        synced = parts.sync(version + 1)
+    metrics = _mean_over_updates(updates) | agreement | synced
+    if shaped is not None:
+        metrics |= rollout_metrics(drawn) | shaped.metrics | {"kl/coefficient": work.scalars["kl_coefficient"]}
         metrics |= _throughput(drawn, timer.collect())
-        controller.log.record(step, metrics, drawn, shaped, version - 1)
-    return version
+    return StepOutcome(metrics, drawn, shaped)
 
 
 def _mean_over_updates(updates: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -184,8 +189,12 @@ def run_loop(parts: LoopParts, *, first_step: int, version: int) -> None:
     timer = PhaseTimer()
     for step in range(first_step, run.steps + 1):
         timer.collect()
-        version = run_step(parts, step, version, timer)
+        outcome = run_step(parts, step, version, timer)
+        metrics = outcome.metrics
         if run.evaluate_every and step % run.evaluate_every == 0:
-            parts.evaluate(step)
+            metrics |= parts.evaluate(step)
+        if parts.controller is not None and outcome.shaped is not None:
+            parts.controller.log.record(step, metrics, outcome.drawn, outcome.shaped, version)
+        version += 1
         if step == run.steps or (run.save_every and step % run.save_every == 0):
             parts.save(step, version)

@@ -10,8 +10,8 @@ from megatron_apo.evaluation.tables import read_evaluations
 from megatron_apo.observability.report_charts import moving_average
 from megatron_apo.observability.writers import read_metrics
 
-# The accuracy measured on rows outside training, by preference.
-VALIDATION_ACCURACY = ("validation/accuracy", "evaluation/accuracy")
+# The accuracy measured now and then on data.validation.
+VALIDATION_ACCURACY = "evaluation/accuracy"
 
 Points = tuple[tuple[float, float], ...]
 
@@ -48,7 +48,7 @@ def write_curves_png(run_dirs: Sequence[str | Path], path: str | Path, *, title:
     validated = False
     for index, (run_dir, metrics) in enumerate(runs.items()):
         colour = _COLOURS[index % len(_COLOURS)]
-        points = next((found for key in VALIDATION_ACCURACY if (found := curve(metrics, key))), ())
+        points = curve(metrics, VALIDATION_ACCURACY)
         validated = validated or bool(points)
         if points:
             left.plot(*_columns(points), color=colour, marker="o", markersize=3.5, linewidth=2, label=run_dir.name)
@@ -57,7 +57,7 @@ def write_curves_png(run_dirs: Sequence[str | Path], path: str | Path, *, title:
         _draw_held_out(left, run_dir, metrics[-1]["step"], colour)
         _draw_smoothed(right, curve(metrics, "reward/total"), colour, run_dir.name)
     left.set_ylim(0, 1.02)
-    heading = {"loc": "left", "color": _INK, "fontweight": "semibold", "fontsize": 12}
+    heading = {"loc": "left", "color": _INK, "fontweight": "bold", "fontsize": 12}
     left.set_title("Validation accuracy" if validated else "Accuracy in training", **heading)
     right.set_title("Mean reward in training", **heading)
     right.set_ylim(bottom=min(0.0, right.get_ylim()[0]))

@@ -228,7 +228,14 @@ def _interval_bar(value: float, low: float, high: float) -> str:
 
 
 def _charts(metrics: Metrics) -> str:
-    charts = [line_chart("Validation accuracy", _validation(metrics), note="Measured during training.")]
+    validation = Series("validation accuracy", curve(metrics, VALIDATION_ACCURACY), 2, markers=True)
+    charts = [
+        line_chart(
+            "Validation accuracy",
+            [validation],
+            note="On data.validation during training, sampled as evaluation.* says.",
+        )
+    ]
     for title, lines, note, low in CHARTS:
         series = [Series(name, curve(metrics, key), index) for index, (key, name) in enumerate(lines, start=1)]
         charts.append(line_chart(title, series, note=note, low=low))
@@ -241,11 +248,6 @@ def _charts(metrics: Metrics) -> str:
     charts.append(stacked_chart("Seconds by phase", seconds, note="Wall-clock seconds of a step, stacked."))
     drawn = "".join(charts)
     return f'<h2>Training</h2><div class="charts">{drawn}</div>' if drawn else ""
-
-
-def _validation(metrics: Metrics) -> list[Series]:
-    points = next((points for key in VALIDATION_ACCURACY if (points := curve(metrics, key))), ())
-    return [Series("validation accuracy", points, 2, markers=True)]
 
 
 def _duration(seconds: float) -> str:

@@ -61,7 +61,10 @@ def sample_sections(run_dir: Path, responses: int) -> str:
 def read_groups(path: Path, step: int) -> list[SampledGroup]:
     """The groups of one rollout file; ValueError with file and line for one that is none."""
     groups = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines: a response may hold other line separators.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line:
+            continue
         try:
             entry = json.loads(line)
             if "prompt" not in entry:
@@ -123,9 +126,10 @@ def _response_html(group: SampledGroup, index: int) -> str:
         chips.append(_chip("reward", f"{_number(score, 'total'):.2f}", parts))
     if group.shaping:
         shaping = group.shaping[index]
-        for label, key in (("advantage", "advantage"), ("STCR ×", "stcr"), ("DADS ×", "kl_weight")):
-            if key in shaping:
-                chips.append(_chip(label, f"{_number(shaping, key):{'+.3f' if key == 'advantage' else '.3f'}}"))
+        raw, final = _number(shaping, "raw_advantage"), _number(shaping, "advantage")
+        chips.append(_chip("advantage", f"{final:+.3f}", f"before STCR {raw:+.3f}" if raw != final else ""))
+        chips.append(_chip("STCR ×", f"{_number(shaping, 'stcr'):.3f}"))
+        chips.append(_chip("DADS ×", f"{_number(shaping, 'kl_weight'):.3f}"))
     chips.append(_chip("tokens", str(len(rollout.get("token_ids", ())))))
     if rollout.get("finish_reason") == "length":
         chips.append(_chip("", "cut at the limit"))

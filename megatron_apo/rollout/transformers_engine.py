@@ -137,10 +137,8 @@ class TransformersEngine:
         finished = torch.zeros(len(logits_RV), dtype=torch.bool, device=device)
         for step in range(sampling.max_tokens):
             logprobs_RV = self._logprobs(logits_RV, sampling)
-            if sampling.temperature == 0:
-                chosen_R = logprobs_RV.argmax(dim=-1)
-            else:
-                chosen_R = sample(logprobs_RV, draws[:, step])
+            greedy = sampling.temperature == 0
+            chosen_R = logprobs_RV.argmax(dim=-1) if greedy else sample(logprobs_RV, draws[:, step])
             tokens.append(chosen_R)
             logprobs.append(logprobs_RV.gather(1, chosen_R[:, None])[:, 0])
             finished |= chosen_R == self._eos
@@ -186,9 +184,7 @@ class TransformersEngine:
             "image_grid_thw": cut["image_grid_thw"].to(self._device),
         }
 
-    def _positions(
-        self, input_PS: torch.Tensor, mask_PS: torch.Tensor, grids: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _positions(self, input_PS: torch.Tensor, mask_PS: torch.Tensor, grids: torch.Tensor | None) -> torch.Tensor:
         """Rotary positions [3, P, S] of left-padded prompts."""
         if grids is None:
             return (mask_PS.cumsum(-1) - 1).clamp_min(0)[None].expand(3, -1, -1)

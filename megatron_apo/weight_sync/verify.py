@@ -32,7 +32,7 @@ def tensor_hash(tensor: torch.Tensor) -> str:
     flat = tensor.contiguous().cpu().reshape(-1)
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     if flat.numel():
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -66,18 +66,19 @@ def check_receipt(
 
 
 def check_logprob_agreement(
-    mean_difference: float, max_difference: float, worst: tuple[str, int], limit: float
+    mean_difference: float, max_difference: float, worst: tuple[str, int] | None, limit: float
 ) -> None:
     """The gate before an optimizer step: mean |trainer - engine| over the sampled tokens must be at most ``limit``.
 
-    ``worst``: prompt id and response token position of ``max_difference``. NaN never passes. Differences in nats.
+    ``worst``: prompt id and response token position of ``max_difference``, where known. NaN never passes. Differences
+    in nats.
     """
     if math.isfinite(mean_difference) and math.isfinite(max_difference) and mean_difference <= limit:
         return
-    prompt_id, position = worst
+    where = "" if worst is None else f": prompt {worst[0]!r}, response token {worst[1]}"
     raise LogprobGateError(
         f"engine and trainer disagree on the sampled tokens: mean |difference| {mean_difference:.3g} is above "
-        f"sync.logprob_gate={limit:g} (largest {max_difference:.3g}: prompt {prompt_id!r}, response token {position}). "
+        f"sync.logprob_gate={limit:g} (largest {max_difference:.3g}{where}). "
         "In float32 about 1e-6 is normal and in bfloat16 about 1e-2; more means that the engine holds other weights, "
         "samples from another distribution, or sees other images. No step was taken; check the weight sync, or raise "
         "the gate if the model's dtype explains the difference"

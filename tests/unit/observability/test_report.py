@@ -55,7 +55,7 @@ class Page(HTMLParser):
 def write_rollouts(run: Path, step: int, image: Path) -> None:
     rollouts = [
         {"token_ids": [1, 2, 3], "text": HOSTILE, "finish_reason": "stop"},
-        {"token_ids": [1, 2], "text": "no idea", "finish_reason": "length"},
+        {"token_ids": [1, 2], "text": "no\u2028idea", "finish_reason": "length"},
         {"token_ids": [1], "text": "in between", "finish_reason": "stop"},
     ]
     scores = [
@@ -64,16 +64,18 @@ def write_rollouts(run: Path, step: int, image: Path) -> None:
         {"total": 0.5, "parts": {"accuracy": 0.0, "format": 1.0}, "outcome": "wrong"},
     ]
     shaping = [
-        {"advantage": 1.125, "stcr": 1.0, "kl_weight": 0.743},
-        {"advantage": -1.25, "stcr": 1.375, "kl_weight": 1.0},
-        {"advantage": 0.0, "stcr": 1.0, "kl_weight": 1.0},
+        {"raw_advantage": 1.125, "advantage": 1.125, "stcr": 1.0, "kl_weight": 0.743},
+        {"raw_advantage": -0.875, "advantage": -1.25, "stcr": 1.375, "kl_weight": 1.0},
+        {"raw_advantage": 0.0, "advantage": 0.0, "stcr": 1.0, "kl_weight": 1.0},
     ]
     digest = hashlib.sha256(image.read_bytes()).hexdigest()
     prompt = {"question": "Sum of <b>both</b>?", "gold": "13", "images": [{"path": str(image), "sha256": digest}]}
     group = {"prompt": prompt, "rollouts": rollouts, "scores": scores, "shaping": shaping}
     lines = [{"record_version": 1, "step": step}, group]
     (run / "rollouts").mkdir(exist_ok=True)
-    (run / "rollouts" / f"step_{step:06d}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "rollouts" / f"step_{step:06d}.jsonl").write_text(
+        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    )
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def run(tmp_path: Path) -> Path:
         {"step": s, "reward/total": s / 10, "reward/accuracy": s / 20, "time/step": 2.0, "time/update": 1.5}
         for s in range(1, 11)
     ]
-    rows[4]["validation/accuracy"] = 0.5
+    rows[4]["evaluation/accuracy"] = 0.5
     rows[5]["kl/raw"] = None
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     image = tmp_path / "image.png"
@@ -104,7 +106,16 @@ def test_the_page_holds_everything_and_needs_nothing_else(run: Path) -> None:
     page = Page(text)
     for expected in ("47.5 %", "88.8 %", "+41.2 points", "85.5 to 91.8", "Seconds by phase", "Validation accuracy"):
         assert expected in page.text
-    for expected in ("Early · step 1", "Middle · step 5", "Late · step 10", "+1.125", "-1.250", "1.375", "0.743"):
+    for expected in (
+        "Early · step 1",
+        "Middle · step 5",
+        "Late · step 10",
+        "+1.125",
+        "-1.250",
+        "1.375",
+        "0.743",
+        "before STCR -0.875",
+    ):
         assert expected in page.text
     assert "in between" not in page.text  # the extremes of a group are shown, not its middle
     assert "GRPO-D on <policy>" in page.text
