@@ -14,7 +14,10 @@ import pytest
 from megatron_apo.evaluation.scoring import Evaluation
 from megatron_apo.evaluation.tables import write_evaluations
 from megatron_apo.observability.report import write_curves_png, write_report
-from megatron_apo.observability.report_samples import SampledGroup, picture, telling_groups
+from megatron_apo.observability.report_samples import SampledGroup, picture, read_groups, telling_groups
+from megatron_apo.records import Prompt, PromptImage, Rollout, RolloutGroup, Score
+from megatron_apo.rollout.engine import SamplingSettings
+from megatron_apo.rollout.record_files import write_step
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
@@ -153,6 +156,20 @@ def test_a_damaged_rollout_file_is_named(run: Path) -> None:
     (run / "rollouts" / "step_000005.jsonl").write_text('{"step": 5}\n{"prompt": {}}\n')
     with pytest.raises(ValueError, match=r"step_000005\.jsonl:2"):
         write_report(run)
+
+
+def test_the_files_that_the_loop_writes_are_read(tmp_path: Path) -> None:
+    prompt = Prompt("row", (1, 2), (1, 2), (PromptImage("a.png", "0" * 64, (1, 2, 2)),), "How many?", "3")
+    rollouts = (Rollout("row", 0, (5, 6), (-0.5, -0.25), "a\u2028b", "stop", 4),)
+    group = RolloutGroup(prompt, rollouts, (Score(1.5, {"accuracy": 1.0, "format": 1.0}, "correct"),))
+    shaping = [[{"raw_advantage": 0.5, "advantage": 0.75, "stcr": 1.5, "kl_weight": 1.0}]]
+    sampling = SamplingSettings(group_size=2, max_tokens=8, temperature=1.0)
+    path = write_step(tmp_path, 7, [group], weight_version=4, sampling=sampling, shaping=shaping)
+    (read,) = read_groups(path, 7)
+    assert (read.step, read.prompt["question"], read.prompt["images"][0]["path"]) == (7, "How many?", "a.png")
+    assert (read.rollouts[0]["text"], read.rollouts[0]["token_ids"]) == ("a\u2028b", [5, 6])
+    assert (read.scores[0]["outcome"], read.scores[0]["total"]) == ("correct", 1.5)
+    assert read.shaping == shaping[0]
 
 
 def test_pictures_that_cannot_be_shown_say_why(tmp_path: Path) -> None:
