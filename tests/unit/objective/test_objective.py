@@ -114,7 +114,7 @@ def test_microbatches_sum_to_the_whole() -> None:
 def test_tokens_without_weight_contribute_exactly_nothing(bad: float) -> None:
     logprobs = torch.tensor([-1.0, bad, -1.0, bad], dtype=F64, requires_grad=True)
     live = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=F64)
-    changes = {"policy_weights_T": live / 2, "kl_token_weights_T": live / 2}
+    changes: dict[str, Any] = {"policy_weights_T": live / 2, "kl_token_weights_T": live / 2}
     result = run(logprobs, **changes)
     good = run(torch.full((4,), -1.0, dtype=F64), **changes)
     assert result.loss.item() == good.loss.item() and math.isfinite(good.loss.item())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_gradcheck() -> None:
 @pytest.mark.parametrize("impossible", [FORBIDDEN[0], KNOWN + 1])
 def test_an_impossible_label_leaves_the_others_alone(impossible: int) -> None:
     hidden, weight, labels = inputs()
-    options = {"forbidden_token_ids": FORBIDDEN, "vocab_size": KNOWN, "chunk_tokens": 5}
+    options: dict[str, Any] = {"forbidden_token_ids": FORBIDDEN, "vocab_size": KNOWN, "chunk_tokens": 5}
     keep = torch.arange(len(labels)) != 6
     good = vocab_parallel_logprobs(hidden[keep], weight, labels[keep], **options)[0]
     good_grads = torch.autograd.grad(good.sum(), (hidden, weight))
@@ -111,6 +112,7 @@ def test_no_tokens() -> None:
     logprobs, entropy = vocab_parallel_logprobs(hidden[:0], weight, labels[:0])
     assert logprobs.shape == entropy.shape == (0,)
     logprobs.sum().backward()
+    assert weight.grad is not None and hidden.grad is not None
     assert torch.equal(weight.grad, torch.zeros_like(weight)) and torch.equal(hidden.grad, torch.zeros_like(hidden))
 
 
