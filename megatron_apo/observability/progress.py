@@ -13,6 +13,7 @@ WATCHED: dict[str, tuple[str, str]] = {
     "loss/total": ("loss", ".4f"),
     "reward/total": ("reward", ".3f"),
     "reward/accuracy": ("acc", ".3f"),
+    "evaluation/accuracy": ("val", ".3f"),
     "rollout/response_length": ("len", ".1f"),
     "kl/raw": ("kl", ".4f"),
     "policy/entropy": ("ent", ".3f"),
