@@ -29,7 +29,7 @@ help:
 env: $(READY)
 
 $(READY): setup.py requirements/cpu-constraints.txt
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 on PATH; install one, or run make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@command -v "$(PYTHON)" >/dev/null || { echo "error: no Python 3.11 or 3.12 on PATH; install one, or run make PYTHON=/path/to/python3.12" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 11), (3, 12)) else \
 	    "error: $(PYTHON) is Python %d.%d; 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.12" % v)'
 	@echo "Making the environment in $(VENV) with $$($(PYTHON) --version): several minutes the first time."
