@@ -46,12 +46,13 @@ class VllmEngine:
         self._load_image = load_image
         self._weight_version = 0
         self._llm: Any = None
+        architectures = _architectures(settings.model)
         prepare_environment()
         register_missing_operators()
         with process_kept():
             from vllm import LLM
 
-            _inspect_model_here(settings.model)
+            _inspect_models_here(architectures)
             self._llm = LLM(**_engine_arguments(settings))
 
     @property
@@ -142,17 +143,17 @@ class VllmEngine:
         return text
 
 
-def _inspect_model_here(model: str) -> None:
+def _inspect_models_here(architectures: Sequence[str]) -> None:
     """Gives vLLM the model's class, which it would otherwise import in a child process just to look at it.
 
     That child takes seconds, and knows nothing of ``register_missing_operators``.
     """
     from vllm import ModelRegistry
 
-    for architecture in _architectures(model):
+    for architecture in architectures:
         registered = ModelRegistry.models.get(architecture)
         if registered is None:
-            raise ValueError(f"model.path={model}: vLLM has no {architecture}; use rollout.engine: transformers")
+            raise ValueError(f"model.path: vLLM has no {architecture}; use rollout.engine: transformers")
         ModelRegistry.register_model(architecture, registered.load_model_cls())
 
 
