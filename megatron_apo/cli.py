@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,15 +142,17 @@ def _sft(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _training_config(options: argparse.Namespace, overrides: list[str]) -> Config:
-    from megatron_apo.config_loading import load_config, require
+    from megatron_apo.config_loading import check_files, load_config, require
 
     config = load_config(options.config, overrides)
     require(config, "model.path", "data.train")
+    check_files(config)
     return config
 
 
 def _prepare_megatron() -> None:
-    """Must come before the first import of megatron.core."""
+    """Must come before the first import of megatron.core, which warns of each optional package that is not there."""
+    warnings.filterwarnings("ignore", message=".*Apex.*", category=UserWarning)
     from megatron_apo.platform.megatron_on_cpu import install
 
     install()
@@ -170,12 +173,13 @@ def _stopping() -> Iterator[None]:
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
-    from megatron_apo.config_loading import load_config, require
+    from megatron_apo.config_loading import check_files, load_config, require
 
     given = [(options.model, "model.path"), (options.data, "data.test")]
     overrides = [*overrides, *(f"--{key}={value}" for value, key in given if value is not None)]
     config = load_config(options.config, overrides)
     require(config, "model.path", "data.test")
+    check_files(config)
     from megatron_apo.evaluation.evaluate import evaluate
 
     evaluate(config, output=options.output)

@@ -295,6 +295,20 @@ def require(config: Config, *keys: str) -> None:
             raise ValueError(f"{key}: is required; set it in the YAML file or with --{key}=…")
 
 
+def check_files(config: Config) -> None:
+    """ValueError for the first path among the settings that leads nowhere: told before a run writes anything."""
+    if config.model.path and not Path(config.model.path, "config.json").is_file():
+        raise ValueError(
+            f"model.path={config.model.path}: no config.json there; give the directory of a Hugging Face checkpoint"
+        )
+    for key, path in (("train", config.data.train), ("validation", config.data.validation), ("test", config.data.test)):
+        if path and not Path(path).is_file():
+            raise ValueError(f"data.{key}={path}: no such file; give rows as JSON lines")
+    for key, path in (("data.image_root", config.data.image_root), ("rollout.replay", config.rollout.replay)):
+        if path and not Path(path).is_dir():
+            raise ValueError(f"{key}={path}: no such directory")
+
+
 def check_layout(parallel: ParallelConfig, world_size: int, *, heads: int, kv_heads: int, layers: int) -> int:
     """The data-parallel size; ValueError naming every factor and everything wrong with the layout.
 

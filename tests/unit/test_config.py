@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_apo.config import Config, ParallelConfig
-from megatron_apo.config_loading import check_layout, dump_config, known_keys, load_config, require
+from megatron_apo.config_loading import check_files, check_layout, dump_config, known_keys, load_config, require
 from megatron_apo.objective.presets import PRESETS
 
 
@@ -123,6 +123,17 @@ def test_require_names_the_empty_setting() -> None:
     require(config, "model.path")
     with pytest.raises(ValueError, match=r"data\.train: is required"):
         require(config, "model.path", "data.train")
+
+
+def test_a_path_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "train.jsonl").write_text("")
+    good = [f"--model.path={tmp_path}", f"--data.train={tmp_path}/train.jsonl", f"--rollout.replay={tmp_path}"]
+    check_files(load_config(None, good))
+    check_files(load_config(None))  # empty settings lead nowhere on purpose
+    for key in ("model.path", "data.train", "data.validation", "data.test", "data.image_root", "rollout.replay"):
+        with pytest.raises(ValueError, match=f"{key}={tmp_path}/absent: no"):
+            check_files(load_config(None, [*good, f"--{key}={tmp_path}/absent"]))
 
 
 def test_every_setting_is_checked_or_free() -> None:
