@@ -24,6 +24,7 @@ from megatron_apo.rollout.vllm.environment import (
     process_group_kept,
     process_kept,
     random_state_kept,
+    uncompiled,
 )
 from megatron_apo.rollout.weight_file import weight_file
 
@@ -49,7 +50,7 @@ class VllmEngine:
         architectures = _architectures(settings.model)
         prepare_environment()
         register_missing_operators()
-        with process_kept():
+        with process_kept(), uncompiled():
             from vllm import LLM
 
             _inspect_models_here(architectures)
@@ -76,7 +77,7 @@ class VllmEngine:
             )
             for position in range(len(prompts))
         ]
-        with random_state_kept():
+        with random_state_kept(), uncompiled():
             outputs = llm.generate([self._request(prompt) for prompt in prompts], parameters, use_tqdm=False)
         groups = []
         for prompt, output in zip(prompts, outputs, strict=True):
@@ -91,7 +92,7 @@ class VllmEngine:
     def update_weights_from_file(self, version: int, path: Path) -> WeightReceipt:
         """``update_weights`` from a safetensors file that every worker of this engine can read."""
         llm = self._open()
-        with random_state_kept(), torch.no_grad():
+        with random_state_kept(), uncompiled(), torch.no_grad():
             answers = llm.collective_rpc("receive_weights", args=(str(path), "cpu"))
             llm.llm_engine.reset_encoder_cache()
             llm.reset_prefix_cache()

@@ -26,7 +26,7 @@ _SETTINGS = {
 }
 _SETTINGS_CPU = {
     "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings there are advice about libraries to preload
-    "TORCH_COMPILE_DISABLE": "1",  # the first generation would spend 13 to 26 s compiling helpers
+    "TORCH_COMPILE_DISABLE": "1",  # see uncompiled()
 }
 _SETTINGS_GPU = {"VLLM_LOGGING_LEVEL": "WARNING"}
 
@@ -51,6 +51,20 @@ def _hide_unloadable_torchcodec() -> None:
         importlib.import_module("torchcodec")
     except (ImportError, RuntimeError, OSError):
         sys.modules["torchcodec"] = None  # type: ignore[assignment]  # an import of it now raises ImportError
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """On a CPU, runs what vLLM has marked for torch.compile as it is: the first generation would spend 13 to 26 s on it.
+
+    The environment variable for that counts only where torch's compiler has not been imported yet, and a trainer
+    imports it.
+    """
+    if torch.cuda.is_available():
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager
