@@ -121,7 +121,10 @@ def _set_environment() -> None:
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> None:
+    from megatron_apo.config_loading import check_length
+
     config = _training_config(options, overrides)
+    check_length(config)
     _prepare_megatron()
     from megatron_apo.compose import train
 
@@ -173,13 +176,14 @@ def _stopping() -> Iterator[None]:
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
-    from megatron_apo.config_loading import check_files, load_config, require
+    from megatron_apo.config_loading import check_files, check_length, load_config, require
 
     given = [(options.model, "model.path"), (options.data, "data.test")]
     overrides = [*overrides, *(f"--{key}={value}" for value, key in given if value is not None)]
     config = load_config(options.config, overrides)
     require(config, "model.path", "data.test")
     check_files(config)
+    check_length(config)
     from megatron_apo.evaluation.evaluate import evaluate
 
     evaluate(config, output=options.output)

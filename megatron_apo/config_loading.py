@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -307,6 +308,23 @@ def check_files(config: Config) -> None:
     for key, path in (("data.image_root", config.data.image_root), ("rollout.replay", config.rollout.replay)):
         if path and not Path(path).is_dir():
             raise ValueError(f"{key}={path}: no such directory")
+
+
+def check_length(config: Config) -> None:
+    """ValueError when the longest prompt and response together exceed the positions of the model in ``model.path``."""
+    path = Path(config.model.path, "config.json")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.path={config.model.path}: its config.json cannot be read ({error})") from error
+    nested = settings.get("text_config") or {}
+    positions = nested.get("max_position_embeddings", settings.get("max_position_embeddings"))
+    prompt, response = config.data.max_prompt_tokens, config.sampling.max_tokens
+    if isinstance(positions, int) and prompt + response > positions:
+        raise ValueError(
+            f"data.max_prompt_tokens={prompt} + sampling.max_tokens={response}: must not exceed the {positions} "
+            f"positions of {config.model.path}; lower one of them"
+        )
 
 
 def check_layout(parallel: ParallelConfig, world_size: int, *, heads: int, kv_heads: int, layers: int) -> int:

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from megatron_apo.config import Config, ParallelConfig
-from megatron_apo.config_loading import check_files, check_layout, dump_config, known_keys, load_config, require
+from megatron_apo.config_loading import (
+    check_files,
+    check_layout,
+    check_length,
+    dump_config,
+    known_keys,
+    load_config,
+    require,
+)
 from megatron_apo.objective.presets import PRESETS
 
 
@@ -134,6 +142,20 @@ def test_a_path_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     for key in ("model.path", "data.train", "data.validation", "data.test", "data.image_root", "rollout.replay"):
         with pytest.raises(ValueError, match=f"{key}={tmp_path}/absent: no"):
             check_files(load_config(None, [*good, f"--{key}={tmp_path}/absent"]))
+
+
+@pytest.mark.parametrize(
+    "text", ['{"text_config": {"max_position_embeddings": 100}}', '{"max_position_embeddings": 100}']
+)
+def test_prompt_and_response_must_fit_the_model(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    base = [f"--model.path={tmp_path}", "--data.max_prompt_tokens=60"]
+    check_length(load_config(None, [*base, "--sampling.max_tokens=40"]))
+    with pytest.raises(ValueError, match=r"max_prompt_tokens=60 \+ sampling.max_tokens=41: must not exceed the 100"):
+        check_length(load_config(None, [*base, "--sampling.max_tokens=41"]))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+        check_length(load_config(None, base))
 
 
 def test_every_setting_is_checked_or_free() -> None:
