@@ -23,7 +23,11 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def test_a_message_arrives_as_it_was_sent(ends: tuple[socket.socket, socket.socket]) -> None:
     big = torch.arange(300_000, dtype=torch.int64).reshape(3, -1)  # larger than a socket's buffer
-    sent = {"big": big, "empty": torch.empty(0, dtype=torch.float64), "third": torch.tensor(-1 / 3, dtype=torch.float64)}
+    sent = {
+        "big": big,
+        "empty": torch.empty(0, dtype=torch.float64),
+        "third": torch.tensor(-1 / 3, dtype=torch.float64),
+    }
     sender = threading.Thread(target=wire.send, args=(ends[0], {"call": "é", "n": [1, None]}, sent, 5.0))
     sender.start()
     body, tensors = wire.receive(ends[1], 5.0)
