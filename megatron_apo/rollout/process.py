@@ -59,10 +59,10 @@ class EngineProcessError(RuntimeError):
 class EngineProcess:
     """A ``RolloutEngine`` whose work is done by a child process.
 
-    ``kind``: "vllm" or "transformers". ``timeout_seconds``: of each call, the first one's wait for the start not
-    counted; ``start_timeout_seconds``: of the start. ``log_file``: where the child's output goes; when None a
-    temporary file, removed at ``close`` unless the child failed. A child that dies or does not answer in time raises EngineProcessError, and from
-    then on every call does.
+    ``kind``: "vllm" or "transformers". ``timeout_seconds``: of each call, the wait for the start not counted;
+    ``start_timeout_seconds``: of the start. ``log_file``: where the child's output goes; when None a temporary file,
+    removed at ``close`` unless the child failed. A child that dies or does not answer in time raises
+    EngineProcessError, and from then on every call does.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ def _hide_unloadable_torchcodec() -> None:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """On a CPU, runs what vLLM has marked for torch.compile as it is: the first generation would spend 13 to 26 s on it.
+    """On a CPU, runs what vLLM marks for torch.compile as it is: compiling costs the first generation 13 to 26 s.
 
     The environment variable for that counts only where torch's compiler has not been imported yet, and a trainer
     imports it.
