@@ -23,6 +23,7 @@ from model_providers.qwen2_5_vl.layers import block_spec
 from model_providers.qwen2_5_vl.megatron_config import BuildSettings, language_config, vision_config
 from model_providers.qwen2_5_vl.shape import Qwen25VLShape
 from model_providers.qwen2_5_vl.vision import VisionModel
+from model_providers.qwen2_5_vl.weight_map import weight_map
 
 
 class LanguageModel(GPTModel):
@@ -85,6 +86,23 @@ class Qwen25VLModel(MegatronModule):
             pg_collection=pg_collection,
             vp_stage=vp_stage,
         )
+
+        self._mark_tensor_parallel_parameters()
+
+    def _mark_tensor_parallel_parameters(self) -> None:
+        """Tells Megatron which parameters are cut over tensor ranks, as its initialisation would.
+
+        Unmarked ones count as copies: the gradient norm, and so the clipping, would then leave out every rank's part
+        but the first.
+        """
+        rows = {
+            row.megatron: row
+            for row in weight_map(self.shape, transformer_engine=self.settings.layer_spec == "transformer_engine")
+        }
+        for name, parameter in self.named_parameters():  # cuts are the same in every layer: local numbers will do
+            cut = rows[name].cut
+            if cut is not None and not getattr(parameter, "tensor_model_parallel", False):
+                tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, cut, 1)
 
     def set_input_tensor(self, input_tensor: Any) -> None:
         """Called by Megatron's pipeline schedule with what the stage before sent."""
