@@ -31,7 +31,7 @@ from megatron_apo.rollout.build import build_engine
 from megatron_apo.rollout.engine import RolloutEngine
 from megatron_apo.rollout.record_files import write_step
 from megatron_apo.rollout.replay import ReplayRollouts
-from megatron_apo.run_directory import RunDirectory, claim_directory
+from megatron_apo.run_directory import RunDirectory, check_on_controller, claim
 from megatron_apo.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
 from megatron_apo.training.export import export_model
 from megatron_apo.training.forward_step import head_settings, unwrap
@@ -107,6 +107,7 @@ class Run:
         prompts = read_prompts(self.builder, config.data.train, config.data.image_root)
         for path in {config.data.validation, config.data.test} - {""}:
             self._evaluation_prompts[path] = read_prompts(self.builder, path, config.data.image_root)
+        claim(config, resume=resume_step is not None)
         self.scorer = Scorer(config.rewards)
         writers = open_writers(
             self.directory.root,
@@ -214,7 +215,7 @@ def train(config: Config, *, resume: bool) -> None:
     groups = initialise(config.parallel, seed=config.run.seed)
     run: Run | None = None
     try:
-        directory = claim_directory(config, groups, resume=resume)
+        directory = check_on_controller(config, groups, resume=resume)
         run = Run(config, groups, directory)
         _run(run, resume=resume)
     finally:

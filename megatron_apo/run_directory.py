@@ -57,38 +57,45 @@ def _differences(saved: str, current: str) -> list[str]:
     return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if not key.startswith(_MAY_DIFFER)]
 
 
-def claim(config: Config, *, resume: bool) -> RunDirectory:
-    """Makes the run's directory and writes the resolved settings into it.
+def check_claim(config: Config, *, resume: bool) -> None:
+    """Refuses a directory that the run must not write into; writes nothing.
 
     Raises ValueError when a new run would write into another run's directory, and when a resumed run has other
     settings than it began with (its length, logging and saving may change).
     """
     directory = RunDirectory(Path(config.run.directory))
-    text = dump_config(config)
     if resume:
         if not directory.config.is_file():
             raise ValueError(f"run.directory={directory.root}: no run there to resume; leave --resume out to start one")
-        changed = _differences(directory.config.read_text(encoding="utf-8"), text)
+        changed = _differences(directory.config.read_text(encoding="utf-8"), dump_config(config))
         if changed:
             raise ValueError(
                 f"run.directory={directory.root}: a resumed run must keep its settings, but these differ: "
                 f"{'; '.join(changed)}; put them back, or start a new run in another directory"
             )
-    elif directory.root.exists() and any(directory.root.iterdir()):
+    elif directory.root.exists() and (not directory.root.is_dir() or any(directory.root.iterdir())):
         what = "holds another run" if directory.config.exists() else "is not empty"
         raise ValueError(
             f"run.directory={directory.root}: {what}; continue it with --resume, or give another --run.directory"
         )
+
+
+def claim(config: Config, *, resume: bool) -> RunDirectory:
+    """Makes the run's directory and writes the resolved settings into it, once everything else could be read.
+
+    Raises ValueError as ``check_claim``.
+    """
+    check_claim(config, resume=resume)
+    directory = RunDirectory(Path(config.run.directory))
     for path in (directory.root, directory.rollouts, directory.checkpoints):
         path.mkdir(parents=True, exist_ok=True)
-    directory.config.write_text(text, encoding="utf-8")
+    directory.config.write_text(dump_config(config), encoding="utf-8")
     return directory
 
 
-def claim_directory(config: Config, groups: Groups, *, resume: bool) -> RunDirectory:
-    """The run's directory on every rank, claimed by the controller."""
-    directory = RunDirectory(Path(config.run.directory))
+def check_on_controller(config: Config, groups: Groups, *, resume: bool) -> RunDirectory:
+    """``check_claim`` on the controller, its verdict on every rank; the directory's paths."""
     with phase(groups, "run directory"):
         if groups.is_controller:
-            claim(config, resume=resume)
-    return directory
+            check_claim(config, resume=resume)
+    return RunDirectory(Path(config.run.directory))

@@ -21,7 +21,7 @@ from megatron_apo.parallel.groups import Groups, initialise, shut_down
 from megatron_apo.parallel.scatter import scatter_work
 from megatron_apo.parallel.status import phase
 from megatron_apo.records import Prompt, ReplicaWork, TrainingSample
-from megatron_apo.run_directory import RunDirectory, claim_directory
+from megatron_apo.run_directory import RunDirectory, check_on_controller, claim
 from megatron_apo.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
 from megatron_apo.training.export import export_model
 from megatron_apo.training.forward_step import head_settings
@@ -78,6 +78,7 @@ def _train(
     with phase(groups, "start"):
         if groups.is_controller:
             prompts = read_prompts(builder, config.data.train, config.data.image_root)
+            claim(config, resume=resume)
             writers = open_writers(
                 directory.root,
                 config.logging,
@@ -121,6 +122,6 @@ def sft(config: Config, *, resume: bool) -> None:
         torch.set_num_threads(config.run.threads)
     groups = initialise(config.parallel, seed=config.run.seed)
     try:
-        _train(config, groups, claim_directory(config, groups, resume=resume), resume=resume)
+        _train(config, groups, check_on_controller(config, groups, resume=resume), resume=resume)
     finally:
         shut_down()

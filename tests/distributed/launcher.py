@@ -1,0 +1,121 @@
+"""Runs functions on several gloo ranks of this machine: one process imports everything, then forks the ranks.
+
+``run_cases`` starts ``python -m tests.distributed.launcher``, which imports Megatron once and, case after case, forks
+``world`` ranks that call ``function(directory, **arguments)`` with torchrun's environment variables set. A rank that
+fails or hangs ends its case: the others are killed, and its traceback is in the error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Case:
+    """``function`` is "module:name"; ``directory`` is where its ranks put what the test looks at."""
+
+    function: str
+    world: int
+    directory: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def run_cases(cases: Sequence[Case], *, timeout: float = 240.0) -> None:
+    """Runs the cases one after the other; AssertionError with the ranks' output when one fails."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.distributed.launcher", str(timeout)],
+        input=json.dumps([asdict(case) for case in cases]),
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env=environment,
+        timeout=timeout * len(cases) + 120,
+    )
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _rank_main(case: Case, rank: int, port: int) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(case.world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    module, name = case.function.split(":")
+    getattr(importlib.import_module(module), name)(Path(case.directory), **case.arguments)
+
+
+def _fork_ranks(case: Case) -> list[int]:
+    port = _free_port()
+    children = []
+    for rank in range(case.world):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                _rank_main(case, rank, port)
+                status = 0
+            except BaseException:
+                print(f"--- rank {rank} of {case.world}, {case.function}", file=sys.stderr)
+                traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(status)
+        children.append(child)
+    return children
+
+
+def _wait(case: Case, children: list[int], timeout: float) -> bool:
+    deadline, running, fine = time.monotonic() + timeout, set(children), True
+    while running and fine and time.monotonic() < deadline:
+        for child in list(running):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                running.discard(child)
+                fine = fine and status == 0
+        time.sleep(0.02)
+    for child in running:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    if running:
+        print(f"{case.function} on {case.world} ranks: {'a rank failed' if not fine else 'timed out'}", file=sys.stderr)
+    return fine and not running
+
+
+def main() -> int:
+    cases = [Case(**case) for case in json.loads(sys.stdin.read())]
+    from megatron_apo.platform.megatron_on_cpu import install
+
+    install()
+    for module in {case.function.split(":")[0] for case in cases}:
+        importlib.import_module(module)  # imported once here, inherited by every rank
+    for case in cases:
+        Path(case.directory).mkdir(parents=True, exist_ok=True)
+        if not _wait(case, _fork_ranks(case), float(sys.argv[1])):
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""What the ranks of the layout tests run, and the recorded rollouts and checkpoint they run on."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_apo import compose
+from megatron_apo.config import DataConfig
+from megatron_apo.config_loading import load_config
+from megatron_apo.data.prompts import PromptBuilder
+from megatron_apo.evaluation.evaluate import read_prompts
+from megatron_apo.records import Rollout, RolloutGroup
+from megatron_apo.rollout.engine import SamplingSettings
+from megatron_apo.rollout.record_files import write_step
+from megatron_apo.training.forward_step import unwrap
+from megatron_apo.weight_sync.export import export_tensors, main_gradients
+
+
+def randomised_checkpoint(source: Path, target: Path, *, seed: int) -> Path:
+    """A copy of ``source`` with every tensor, norms and biases too, away from its default: mapping bugs show."""
+    shutil.copytree(source, target)
+    generator = torch.Generator().manual_seed(seed)
+    weights = load_file(target / "model.safetensors")
+    for name, tensor in sorted(weights.items()):
+        centre = 1.0 if tensor.ndim == 1 and "bias" not in name else 0.0
+        weights[name] = centre + 0.08 * torch.randn(tensor.shape, generator=generator)
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def record_rollouts(policy: Path, task: Path, directory: Path, *, steps: int, prompts: int, group: int) -> Path:
+    """Random responses of very different lengths to the task's prompts, some of them right, as recorded rollouts."""
+    builder = PromptBuilder(policy, DataConfig())
+    rows = read_prompts(builder, str(task / "train.jsonl"), "")
+    dice = random.Random(7)
+    allowed = [token for token in range(300) if token not in builder.forbidden_token_ids]
+    for step in range(1, steps + 1):
+        groups = []
+        for prompt in dice.sample(rows, prompts):
+            rollouts = []
+            for index in range(group):
+                right = dice.random() < 0.4
+                text = prompt.demonstration if right else "<think>" + "7" * dice.randint(1, 20) + "</think>"
+                ids = builder.response_ids(text) if right else tuple(dice.choices(allowed, k=dice.randint(1, 30)))
+                logprobs = tuple(-6.0 + dice.random() for _ in ids)
+                rollouts.append(Rollout(prompt.id, index, ids, logprobs, text, "stop", step - 1))
+            groups.append(RolloutGroup(prompt, tuple(rollouts)))
+        write_step(directory, step, groups, weight_version=0, sampling=SamplingSettings(group, 32, 1.0))
+    return directory
+
+
+def replay(directory: Path, config: str, overrides: list[str]) -> None:
+    """Trains on recorded rollouts through the product's own ``train``; keeps the gradients of every update."""
+    settings = load_config(config, [*overrides, f"--run.directory={directory / 'run'}"])
+    build = compose.build_training_state
+    updates = iter(range(1, 1000))
+
+    def build_and_watch(*arguments: Any, **keywords: Any) -> Any:
+        state = build(*arguments, **keywords)
+        groups, step = arguments[1], state.optimizer.step
+
+        def watched_step() -> Any:
+            gradients = {n: g.clone() for n, g in export_tensors(unwrap(state.model[0]), groups, main_gradients)}
+            if gradients:
+                save_file(gradients, directory / f"gradients_{next(updates)}.safetensors")
+            return step()
+
+        state.optimizer.step = watched_step
+        return state
+
+    compose.build_training_state = build_and_watch
+    compose.train(settings, resume=False)

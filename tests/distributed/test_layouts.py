@@ -1,0 +1,108 @@
+"""Every layout equals one process: loss, metrics and every gradient tensor, on the same recorded rollouts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.distributed.launcher import Case, run_cases
+from tests.distributed.layouts import randomised_checkpoint, record_rollouts
+
+LAYOUTS = {
+    "tp2": (2, ["--parallel.tensor=2"]),
+    "tp2_sequence": (2, ["--parallel.tensor=2", "--parallel.sequence=true"]),
+    "pp2": (2, ["--parallel.pipeline=2"]),
+    "dp2": (2, []),
+    "tp2_pp2": (4, ["--parallel.tensor=2", "--parallel.pipeline=2"]),
+}
+STILL = "--optimizer.learning_rate=1e-12"  # every step from the same weights: gradients can be compared step by step
+MOVING = "--optimizer.learning_rate=1e-3"
+REPLAY = "tests.distributed.layouts:replay"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, digits_task: Path) -> Path:
+    """Runs of every layout, five steps of two updates each: with still weights and with moving ones."""
+    root = tmp_path_factory.mktemp("layouts")
+    policy = randomised_checkpoint(tiny_policy, root / "policy", seed=3)
+    recorded = record_rollouts(policy, digits_task, root / "rollouts", steps=5, prompts=6, group=4)
+    config = root / "config.yaml"
+    settings = {
+        "run": {"steps": 5, "save_every": 0},
+        "model": {"path": str(policy)},
+        "data": {"train": str(digits_task / "train.jsonl")},
+        "rollout": {"replay": str(recorded), "prompts_per_step": 6},
+        "sampling": {"group_size": 4, "temperature": 0.9},
+        "objective": {"name": "apo", "stcr": {"base": 1.05}, "kl": {"coefficient": 0.05}},
+        "optimizer": {"schedule": "constant"},
+        "training": {"updates_per_rollout": 2, "tokens_per_microbatch": 300},
+        "logging": {"progress": False, "tensorboard": False},
+    }
+    config.write_text(yaml.safe_dump(settings))
+    arguments = {"config": str(config)}
+    cases = []
+    for name, (world, layout) in {"one": (1, []), **LAYOUTS}.items():
+        for kind, rate in (("still", STILL), ("moving", MOVING)):
+            place = root / kind / name
+            cases.append(Case(REPLAY, world, str(place), {**arguments, "overrides": [*layout, rate]}))
+    sharded = ["--parallel.distributed_optimizer=true", MOVING]
+    cases.append(Case(REPLAY, 2, str(root / "moving" / "dp2_sharded"), {**arguments, "overrides": sharded}))
+    run_cases(cases)
+    return root
+
+
+def metrics_of(run: Path) -> list[dict[str, float]]:
+    lines = (run / "run" / "metrics.jsonl").read_text().splitlines()
+    timed = ("time/", "throughput/", "sync/seconds")
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith(timed)} for line in lines]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_metrics_of_each_step_equal_one_process(runs: Path, layout: str) -> None:
+    expected, found = metrics_of(runs / "still" / "one"), metrics_of(runs / "still" / layout)
+    assert len(found) == len(expected) == 5
+    for step, (ours, theirs) in enumerate(zip(found, expected, strict=True), start=1):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert ours[name] == pytest.approx(value, rel=1e-5, abs=1e-5), f"step {step}: {name}"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_each_update_equal_one_process(runs: Path, layout: str) -> None:
+    for update in range(1, 11):
+        reference = load_file(runs / "still" / "one" / f"gradients_{update}.safetensors")
+        found = load_file(runs / "still" / layout / f"gradients_{update}.safetensors")
+        assert found.keys() == reference.keys()
+        total = torch.stack([tensor.double().square().sum() for tensor in reference.values()]).sum().sqrt()
+        for name, tensor in reference.items():
+            allowed = 1e-5 * max(tensor.norm(), 1e-3 * total)
+            assert (found[name] - tensor).norm() <= allowed, f"update {update}: {name}"
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "dp2_sharded"])
+def test_five_chained_steps_stay_together(runs: Path, layout: str) -> None:
+    expected, found = metrics_of(runs / "moving" / "one"), metrics_of(runs / "moving" / layout)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["loss/total"] == pytest.approx(theirs["loss/total"], abs=1e-4)
+    moved = abs(expected[-1]["kl/raw"])
+    assert moved > 1e-3, "the updates must have moved the policy, or this test shows nothing"
+
+
+def test_gradients_reach_every_weight(runs: Path) -> None:
+    gradients = load_file(runs / "still" / "one" / "gradients_1.safetensors")
+    assert all(bool(tensor.abs().max() > 0) for tensor in gradients.values())
+
+
+def test_exported_models_agree(runs: Path) -> None:
+    reference = load_file(runs / "moving" / "one" / "run" / "export" / "model.safetensors")
+    for layout in LAYOUTS:
+        found = load_file(runs / "moving" / layout / "run" / "export" / "model.safetensors")
+        assert found.keys() == reference.keys()
+        for name, tensor in reference.items():
+            # Adam moves a weight whose gradient is rounding noise by up to lr an update, whatever the noise's size.
+            assert (found[name] - tensor).norm() <= 1e-2 * tensor.norm(), f"{layout}: {name}"
