@@ -1,0 +1,93 @@
+"""The quickstart: a small Qwen2.5-VL learns to read handwriting by APO, on a CPU, from nothing but this repository.
+
+    python examples/digits/quickstart.py [--directory runs/quickstart] [--seed 0]
+
+It draws the task (scikit-learn's scans of handwritten digits), makes a policy with random weights, warms it up on
+demonstrations, trains it by APO with rollouts from vLLM, and leaves a report. Finished stages are not done again; an
+interrupted stage goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HERE = REPOSITORY / "examples" / "digits"
+TRAIN_ROWS, VALIDATION_ROWS, TEST_ROWS = 8192, 256, 512
+
+
+def say(text: str) -> None:
+    """A line between the stages."""
+    print(f"\n== {text}", file=sys.stderr, flush=True)
+
+
+def make_task_and_policy(directory: Path, seed: int) -> None:
+    """Writes the images and rows, and the policy's checkpoint, where they are not there yet."""
+    sys.path.insert(0, str(REPOSITORY))
+    from examples.digits.make_policy import make_policy
+    from megatron_apo.data.tasks.digits import write_digits_task
+
+    write_digits_task(
+        directory / "task", train_rows=TRAIN_ROWS, validation_rows=VALIDATION_ROWS, test_rows=TEST_ROWS, seed=0
+    )
+    if not (directory / "policy" / "config.json").is_file():
+        make_policy(directory / "policy", seed=seed)
+
+
+def run_stage(command: str, directory: Path, run: str, seed: int, model: Path, settings: list[str]) -> None:
+    """Runs ``python -m megatron_apo <command>`` on the example's YAML file; goes on where an earlier one stopped."""
+    target = directory / run
+    if (target / "export" / "config.json").is_file() and (command == "sft" or (target / "report.html").is_file()):
+        say(f"{run}: already done, see {target}")
+        return
+    options = []
+    if any((target / "checkpoints").glob("step_*/loop_state.json")):
+        options.append("--resume")
+    elif target.exists():
+        shutil.rmtree(target)  # interrupted before its first checkpoint: nothing in it can be continued
+    task = directory / "task"
+    overrides = {
+        "run.directory": target,
+        "run.seed": seed,
+        "model.path": model,
+        "data.train": task / "train.jsonl",
+        "data.validation": task / "validation.jsonl",
+        "data.test": task / "test.jsonl" if command == "train" else "",
+    }
+    line = [sys.executable, "-m", "megatron_apo", command, "--config", str(HERE / f"{run}.yaml"), *options]
+    line += [f"--{key}={value}" for key, value in overrides.items() if str(value)]
+    subprocess.run([*line, *settings], cwd=REPOSITORY, check=True)
+
+
+def main() -> int:
+    """Runs every stage that is not done yet; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", type=Path, default=REPOSITORY / "runs" / "quickstart", help="where it all goes")
+    parser.add_argument("--seed", type=int, default=0, help="of the policy, the data order and the sampling")
+    options, settings = parser.parse_known_args()
+    unknown = [word for word in settings if not (word.startswith("--") and "." in word)]
+    if unknown:
+        parser.error(f"unknown arguments {unknown}; settings of the APO run are written --section.key=value")
+    directory = options.directory.resolve()
+    started = time.monotonic()
+    say(f"task and policy in {directory}")
+    make_task_and_policy(directory, options.seed)
+    try:
+        say("warm start: supervised training on demonstrations")
+        run_stage("sft", directory, "sft", options.seed, directory / "policy", [])
+        say("APO: vLLM draws, Megatron-Core learns")
+        run_stage("train", directory, "apo", options.seed, directory / "sft" / "export", settings)
+    except subprocess.CalledProcessError as error:
+        print(f"error: {' '.join(map(str, error.cmd[:4]))} ended with status {error.returncode}", file=sys.stderr)
+        return error.returncode
+    say(f"done in {time.monotonic() - started:.0f} s; open {directory / 'apo' / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
