@@ -154,6 +154,7 @@ def run_step(parts: LoopParts, step: int, version: int, timer: PhaseTimer) -> St
                     parts.config.objective,
                     updates=training.updates_per_rollout,
                     epochs=training.epochs_per_rollout,
+                    forbidden_token_ids=parts.trainer.settings.head.forbidden_token_ids,
                 )
                 works = _plan(parts, shaped, step)
     with timer.phase("scatter"):

@@ -5,7 +5,7 @@ Shape suffixes: P prompts, G responses per prompt, S responses of one update.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,16 +30,18 @@ class ShapedStep:
     metrics: dict[str, float]
 
 
-def _shape(groups: Sequence[RolloutGroup], settings: ObjectiveConfig) -> tuple[ShapedGroups, torch.Tensor]:
+def _shape(
+    groups: Sequence[RolloutGroup], settings: ObjectiveConfig, possible_PG: Sequence[Sequence[bool]]
+) -> tuple[ShapedGroups, torch.Tensor]:
     rewards = torch.tensor([[score.total for score in group.scores] for group in groups], dtype=torch.float64)
     correct = torch.tensor([[score.correct for score in group.scores] for group in groups])
     valid = torch.tensor(
         [
             [
-                score.valid and rollout.finish_reason != "abort"
-                for rollout, score in zip(g.rollouts, g.scores, strict=True)
+                score.valid and rollout.finish_reason != "abort" and possible
+                for rollout, score, possible in zip(group.rollouts, group.scores, possible_G, strict=True)
             ]
-            for g in groups
+            for group, possible_G in zip(groups, possible_PG, strict=True)
         ]
     )
     lengths = torch.tensor([[len(rollout.token_ids) for rollout in group.rollouts] for group in groups])
@@ -68,20 +70,29 @@ def _included(rollout_group: RolloutGroup, index: int, valid: bool, settings: Ob
 
 
 def shape_step(
-    groups: Sequence[RolloutGroup], settings: ObjectiveConfig, *, updates: int = 1, epochs: int = 1
+    groups: Sequence[RolloutGroup],
+    settings: ObjectiveConfig,
+    *,
+    updates: int = 1,
+    epochs: int = 1,
+    forbidden_token_ids: Collection[int] = (),
 ) -> ShapedStep:
     """Shapes scored groups and cuts them, whole prompts together, into ``updates`` batches, ``epochs`` times over.
 
     The reduction's weights are those of each update's own batch. Responses that the grader could not judge, that
-    were aborted, or that ``mask_truncated`` leaves out are no samples. Raises ValueError when there are fewer prompts
-    than updates, or nothing is left to train on.
+    were aborted, or that ``mask_truncated`` leaves out are no samples. Nor is a response with a token of
+    ``forbidden_token_ids``: the policy gives it probability 0, so it was drawn from another one (a recording made
+    elsewhere); such responses are counted in ``rollout/forbidden_tokens``. Raises ValueError when there are fewer
+    prompts than updates, or nothing is left to train on.
     """
     if len(groups) < updates:
         raise ValueError(
             f"training.updates_per_rollout={updates}: more than the {len(groups)} prompts of a rollout; lower it or "
             "raise rollout.prompts_per_step"
         )
-    shaped, valid = _shape(groups, settings)
+    forbidden = frozenset(forbidden_token_ids)
+    possible_PG = [[forbidden.isdisjoint(rollout.token_ids) for rollout in group.rollouts] for group in groups]
+    shaped, valid = _shape(groups, settings, possible_PG)
     samples: list[TrainingSample] = []
     batches: list[tuple[int, ...]] = []
     for update in range(updates):
@@ -93,7 +104,9 @@ def shape_step(
             if _included(groups[p], g, bool(valid[p, g]), settings)
         ]
         if not chosen:
-            raise ValueError("no response of this update can be trained on: all were aborted, unjudged or masked")
+            raise ValueError(
+                "no response of this update can be trained on: all were aborted, unjudged, masked or impossible"
+            )
         lengths = torch.tensor([len(groups[p].rollouts[g].token_ids) for p, g in chosen])
         everyone = torch.ones(len(chosen), dtype=torch.bool)
         policy = token_weights(lengths, everyone, kind=settings.reduction)
@@ -114,7 +127,10 @@ def shape_step(
         )
         for p, group in enumerate(groups)
     )
-    return ShapedStep(tuple(samples), tuple(batches * epochs), shaping, _metrics(shaped, valid))
+    metrics = _metrics(shaped, valid)
+    if forbidden:
+        metrics["rollout/forbidden_tokens"] = float(sum(possible_G.count(False) for possible_G in possible_PG))
+    return ShapedStep(tuple(samples), tuple(batches * epochs), shaping, metrics)
 
 
 def _sample(
