@@ -96,6 +96,8 @@ def _scheduler(optimizer: Any, config: OptimizerConfig, updates: int) -> Optimiz
         end_wd=config.weight_decay,
         wd_incr_steps=max(updates, 1),
         wd_incr_style="constant",
+        # A resumed run may be longer or shorter than it was planned (run.steps): the settings say how it goes on.
+        override_opt_param_scheduler=True,
     )
 
 

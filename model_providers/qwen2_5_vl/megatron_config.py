@@ -47,6 +47,7 @@ def _common(settings: BuildSettings) -> dict[str, Any]:
         apply_rope_fusion=False,
         persist_layer_norm=False,
         gradient_accumulation_fusion=False,
+        cuda_graph_scope=[],  # Megatron's default is a spelling that it warns of
         perform_initialization=False,  # every weight is loaded from a checkpoint, and the loader checks it
         params_dtype=settings.dtype,
         bf16=settings.dtype == torch.bfloat16,
