@@ -5,6 +5,7 @@ Knows neither torch nor the records' classes, so that a grader process starts in
 
 from __future__ import annotations
 
+import logging
 import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -64,6 +65,8 @@ def parse_expression(text: str) -> tuple[object, ...]:
     """
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, StringExtractionConfig, parse
 
+    # It would warn that no time limit is set, which is on purpose.
+    logging.getLogger("math_verify.parser").setLevel(logging.ERROR)
     extraction = [LatexExtractionConfig(), ExprExtractionConfig(), StringExtractionConfig()]
 
     def read(expression: str) -> tuple[object, ...]:

@@ -8,9 +8,11 @@ made it. None of that may reach a trainer that lives in the same process.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import random
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,7 +38,17 @@ def prepare_environment() -> None:
     settings = _SETTINGS | (_SETTINGS_GPU if torch.cuda.is_available() else _SETTINGS_CPU)
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+    _leave_out_notices()
     _hide_unloadable_torchcodec()
+
+
+def _leave_out_notices() -> None:
+    """Two notices of vLLM's own making at its import, which say nothing to a user."""
+    # Looking for kernels, it reads every attribute of torch's modules, deprecated ones included.
+    warnings.filterwarnings("ignore", message=r".*torch\.distributed\.reduce_op.*", category=FutureWarning)
+    if not torch.cuda.is_available():
+        # That Triton is of no use on a CPU; logged before vLLM has read VLLM_LOGGING_LEVEL.
+        logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
 
 
 def _hide_unloadable_torchcodec() -> None:
