@@ -1,0 +1,193 @@
+"""A small Qwen2.5-VL whose every tensor is random, sequences of every kind, and what transformers makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+
+from megatron_apo.parallel.groups import Groups
+from model_providers.qwen2_5_vl.layers import packed_layout
+from model_providers.qwen2_5_vl.loading import load_hf_checkpoint
+from model_providers.qwen2_5_vl.megatron_config import BuildSettings
+from model_providers.qwen2_5_vl.model import Qwen25VLModel
+from model_providers.qwen2_5_vl.mrope import mrope_position_ids
+from model_providers.qwen2_5_vl.shape import read_shape
+
+IMAGE, VIDEO, START, END, VOCAB = 290, 291, 292, 293, 301
+Grid = tuple[int, int, int]
+
+# Windows are 4 x 4 patches: whole, ragged on one or both sides, one merged patch, and 1:20.
+GRIDS: dict[str, Grid] = {
+    "whole": (1, 8, 8),
+    "ragged": (1, 6, 10),
+    "smallest": (1, 2, 2),
+    "wide": (1, 2, 40),
+    "tall": (1, 14, 2),
+}
+# (images of the prompt, response tokens); "ragged" is shown by two sequences and encoded once.
+SEQUENCES: tuple[tuple[tuple[str, ...], int], ...] = (
+    (("whole",), 5),
+    (("ragged", "smallest", "tall"), 9),
+    ((), 7),
+    (("wide",), 1),
+    (("ragged",), 4),
+    ((), 1),
+)
+
+
+def config(*, tied: bool) -> Any:
+    """Sizes of which no two are equal by accident: a swapped dimension does not fit."""
+    from transformers import Qwen2_5_VLConfig
+
+    text = dict(
+        vocab_size=VOCAB,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=184,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=tied,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
+    )
+    vision = dict(
+        depth=3,
+        hidden_size=64,
+        num_heads=2,
+        intermediate_size=100,
+        out_hidden_size=128,
+        patch_size=14,
+        spatial_merge_size=2,
+        window_size=56,
+        fullatt_block_indexes=[1],
+        in_channels=3,
+        temporal_patch_size=2,
+        tokens_per_second=2,
+    )
+    return Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+        tie_word_embeddings=tied,
+    )
+
+
+def make_checkpoint(directory: Path, *, tied: bool, dtype: torch.dtype = torch.float32) -> Path:
+    """A published checkpoint with every tensor random, norm weights and biases too."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    model = Qwen2_5_VLForConditionalGeneration(config(tied=tied))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            centre = 1.0 if "norm" in name or "ln_q" in name else 0.0
+            parameter.copy_(centre + 0.08 * torch.randn(parameter.shape, generator=generator))
+    model.to(dtype).save_pretrained(directory)
+    return directory
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The sequences, packed, and each of them alone."""
+
+    prompts: list[list[int]]
+    responses: list[list[int]]
+    images: list[tuple[str, ...]]
+    pixels: dict[str, torch.Tensor]
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        return [p + r for p, r in zip(self.prompts, self.responses, strict=True)]
+
+    def grids(self, index: int) -> list[Grid]:
+        return [GRIDS[name] for name in self.images[index]]
+
+
+def pack(patch_values: int, *, seed: int = 3) -> Packed:
+    """``SEQUENCES`` with random tokens and pixels."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(count: int) -> list[int]:
+        return torch.randint(0, 280, (count,), generator=generator).tolist()
+
+    pixels = {
+        name: torch.randn(t * h * w, patch_values, generator=generator) for name, (t, h, w) in GRIDS.items()
+    }
+    prompts = []
+    for images, _ in SEQUENCES:
+        prompt = draw(4)
+        for name in images:
+            t, h, w = GRIDS[name]
+            prompt += [START, *[IMAGE] * (t * h * w // 4), END, *draw(2)]
+        prompts.append(prompt)
+    return Packed(prompts, [draw(count) for _, count in SEQUENCES], [images for images, _ in SEQUENCES], pixels)
+
+
+def build_model(directory: Path, groups: Groups, **settings: Any) -> Qwen25VLModel:
+    """The provider's model with the checkpoint's weights."""
+    model = Qwen25VLModel(read_shape(directory), BuildSettings(**settings), pg_collection=groups.collection)
+    load_hf_checkpoint(model, directory, tensor_rank=0, tensor_size=1)
+    return model
+
+
+def model_arguments(packed: Packed) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the provider's forward takes for all sequences at once."""
+    distinct = list(dict.fromkeys(name for images in packed.images for name in images))
+    first_row, row = {}, 0
+    for name in distinct:
+        first_row[name] = row
+        row += len(packed.pixels[name]) // 4
+    features = [
+        torch.arange(len(packed.pixels[name]) // 4) + first_row[name] for images in packed.images for name in images
+    ]
+    positions = [
+        mrope_position_ids(prompt, len(response), packed.grids(i), image_token_id=IMAGE, spatial_merge_size=2)
+        for i, (prompt, response) in enumerate(zip(packed.prompts, packed.responses, strict=True))
+    ]
+    lengths = [len(sequence) for sequence in packed.sequences]
+    boundaries = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    ids = torch.tensor([[token for sequence in packed.sequences for token in sequence]])
+    return (ids, torch.cat(positions, dim=1)[:, None], packed_layout(boundaries, max(lengths))), {
+        "pixel_values_LC": torch.cat([packed.pixels[name] for name in distinct]),
+        "image_grids": [GRIDS[name] for name in distinct],
+        "image_positions_K": (ids[0] == IMAGE).nonzero().squeeze(1),
+        "image_features_K": torch.cat(features),
+    }
+
+
+def transformers_model(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """transformers' own model; in float64 its norms too, which otherwise compute in float32."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory).to(dtype)
+    if dtype == torch.float64:
+        for module in model.modules():
+            if type(module).__name__.endswith("RMSNorm"):
+                module.forward = MethodType(_norm_in_own_precision, module)
+    return model.eval()
+
+
+def _norm_in_own_precision(self: Any, hidden: torch.Tensor) -> torch.Tensor:
+    return self.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+def transformers_logits(model: Any, packed: Packed) -> list[torch.Tensor]:
+    """Logits [tokens, V] of each sequence on its own."""
+    dtype = next(model.parameters()).dtype
+    found = []
+    for index, sequence in enumerate(packed.sequences):
+        ids = torch.tensor([sequence])
+        images: dict[str, torch.Tensor] = {}
+        if packed.images[index]:
+            pixels = torch.cat([packed.pixels[name] for name in packed.images[index]])
+            images = {"pixel_values": pixels.to(dtype), "image_grid_thw": torch.tensor(packed.grids(index))}
+        found.append(model(input_ids=ids, mm_token_type_ids=(ids == IMAGE).int(), **images).logits[0])
+    return found

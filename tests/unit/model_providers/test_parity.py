@@ -1,0 +1,96 @@
+"""Logits and every gradient equal transformers' Qwen2.5-VL, for packed sequences of every kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_apo.parallel.groups import Groups
+from model_providers.qwen2_5_vl.loading import global_parameters, model_rows
+from model_providers.qwen2_5_vl.weight_map import hf_names, published_name, to_hf
+from tests.unit.model_providers.reference import (
+    VOCAB,
+    build_model,
+    make_checkpoint,
+    model_arguments,
+    pack,
+    transformers_logits,
+    transformers_model,
+)
+
+Gradients = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module", params=["untied", "tied"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp(request.param), tied=request.param == "tied")
+
+
+def loss_of(logits_TV: torch.Tensor) -> torch.Tensor:
+    """A sum in which every token and every vocabulary entry has a weight of its own."""
+    weights = torch.randn(logits_TV.shape, generator=torch.Generator().manual_seed(5))
+    return (torch.log_softmax(logits_TV, -1) * weights).sum()
+
+
+def from_transformers(checkpoint: Path, dtype: torch.dtype) -> tuple[torch.Tensor, Gradients]:
+    model = transformers_model(checkpoint, dtype)
+    packed = pack(model.config.vision_config.in_channels * 2 * 14**2)
+    logits = torch.cat(transformers_logits(model, packed))
+    loss_of(logits).backward()
+    return logits.detach(), {published_name(name): p.grad for name, p in model.named_parameters()}
+
+
+def largest_error(gradients: Gradients, reference: Gradients) -> tuple[float, str]:
+    """max over tensors of |g - g'| / max(|g'|, 1e-3 of the global norm), and the tensor."""
+    total = torch.stack([grad.double().norm() for grad in reference.values()]).norm()
+    errors = {
+        name: float((gradients[name].double() - grad.double()).norm() / max(grad.double().norm(), 1e-3 * total))
+        for name, grad in reference.items()
+    }
+    worst = max(errors, key=lambda name: errors[name])
+    return errors[worst], worst
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_logits_and_gradients_equal_transformers(checkpoint: Path, one_process: Groups, recompute: str) -> None:
+    model = build_model(checkpoint, one_process, recompute=recompute).train()
+    packed = pack(model.shape.vision.patch_values)
+    arguments, images = model_arguments(packed)
+    logits = model(*arguments, **images)[0, :, :VOCAB]
+    loss_of(logits).backward()
+    gradients: Gradients = {}
+    for name, parameter in global_parameters(model):
+        assert parameter.grad is not None, name
+        gradients |= dict(to_hf(model_rows(model)[name], [parameter.grad]))
+
+    expected, reference = from_transformers(checkpoint, torch.float32)
+    exact, exact_gradients = from_transformers(checkpoint, torch.float64)
+    error, worst = largest_error(gradients, reference)
+    floor, floor_worst = largest_error(reference, exact_gradients)
+    ours, ours_worst = largest_error(gradients, exact_gradients)
+    difference = float((logits - expected).abs().max())
+    noise = float((expected - exact).abs().max())
+    print(
+        f"\n{checkpoint.name}, recompute {recompute}: logits up to {float(expected.abs().max()):.2f} differ by "
+        f"{difference:.1e} (transformers fp32 from fp64: {noise:.1e}); gradients by {error:.1e} ({worst}); from fp64: "
+        f"transformers {floor:.1e} ({floor_worst}), ours {ours:.1e} ({ours_worst})"
+    )
+    assert set(gradients) == set(reference) == set(hf_names(model.shape))
+    assert difference < 1e-4
+    assert error <= 1e-5, worst
+
+
+def test_a_sequence_does_not_see_its_neighbours(checkpoint: Path, one_process: Groups) -> None:
+    model = build_model(checkpoint, one_process).eval()
+    packed = pack(model.shape.vision.patch_values)
+    arguments, images = model_arguments(packed)
+    with torch.no_grad():
+        before = model(*arguments, **images)[0]
+        second = len(packed.sequences[0])
+        ids = arguments[0].clone()
+        ids[0, :second] = torch.where(ids[0, :second] < 280, (ids[0, :second] + 1) % 280, ids[0, :second])
+        after = model(ids, *arguments[1:], **images)[0]
+    assert not torch.equal(before[:second], after[:second])
+    assert torch.equal(before[second:], after[second:])
