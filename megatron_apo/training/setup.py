@@ -98,6 +98,7 @@ def _scheduler(optimizer: Any, config: OptimizerConfig, updates: int) -> Optimiz
         wd_incr_style="constant",
         # A resumed run may be longer or shorter than it was planned (run.steps): the settings say how it goes on.
         override_opt_param_scheduler=True,
+        use_checkpoint_opt_param_scheduler=False,
     )
 
 
