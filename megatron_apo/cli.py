@@ -135,9 +135,6 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> None:
 def _sft(options: argparse.Namespace, overrides: list[str]) -> None:
     config = _training_config(options, overrides)
     _prepare_megatron()
-    from megatron_apo.platform.megatron_on_cpu import install
-
-    install()
     from megatron_apo.sft import sft
 
     with _stopping():
@@ -166,12 +163,20 @@ def _stopping() -> Iterator[None]:
     """Turns the errors by which a run stops itself into one message; anything else is a defect and keeps its trace."""
     from megatron_apo.parallel.status import PhaseError
     from megatron_apo.rewards.grader_process import RewardError
+    from megatron_apo.rollout.process import EngineProcessError
     from megatron_apo.training.update import NonFiniteError
     from megatron_apo.weight_sync.verify import LogprobGateError, WeightSyncError
 
     try:
         yield
-    except (PhaseError, RewardError, NonFiniteError, LogprobGateError, WeightSyncError) as error:
+    except (
+        PhaseError,
+        RewardError,
+        EngineProcessError,
+        NonFiniteError,
+        LogprobGateError,
+        WeightSyncError,
+    ) as error:
         raise _RunStopped(str(error)) from error
 
 

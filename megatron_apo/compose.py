@@ -18,7 +18,6 @@ from megatron_apo.evaluation.tables import plain_table, read_evaluations, write_
 from megatron_apo.loop import Controller, LiveRollouts, LoopParts, run_loop, step_sampling
 from megatron_apo.objective.objective import needs_reference
 from megatron_apo.objective.samples import ShapedStep
-from megatron_apo.objective.validation import validate_objective
 from megatron_apo.observability.console import say
 from megatron_apo.observability.progress import Progress
 from megatron_apo.observability.report import write_report
@@ -107,18 +106,8 @@ class Run:
         prompts = read_prompts(self.builder, config.data.train, config.data.image_root)
         for path in {config.data.validation, config.data.test} - {""}:
             self._evaluation_prompts[path] = read_prompts(self.builder, path, config.data.image_root)
-        claim(config, resume=resume_step is not None)
+        stream = PromptStream(len(prompts), config.rollout.prompts_per_step, config.run.seed, config.data.shuffle)
         self.scorer = Scorer(config.rewards)
-        writers = open_writers(
-            self.directory.root,
-            config.logging,
-            resume_step,
-            settings=yaml.safe_load(dump_config(config)),
-        )
-        progress = Progress(
-            config.run.steps, initial=resume_step or 0, label="train", enabled=config.logging.progress
-        )
-        self.log = RunLog(config, self.directory, writers, progress)
         source: LiveRollouts | ReplayRollouts
         if config.rollout.replay:
             source = ReplayRollouts(config.rollout.replay)
@@ -134,7 +123,18 @@ class Run:
             say(f"starting the {config.rollout.engine} engine{'' if in_process else ' in a process of its own'} …")
             self.engine = build_engine(config, self.builder.forbidden_token_ids, in_process=in_process)
             source = LiveRollouts(self.engine, config)
-        stream = PromptStream(len(prompts), config.rollout.prompts_per_step, config.run.seed, config.data.shuffle)
+        # Last: a run that could not start leaves no directory behind.
+        claim(config, resume=resume_step is not None)
+        writers = open_writers(
+            self.directory.root,
+            config.logging,
+            resume_step,
+            settings=yaml.safe_load(dump_config(config)),
+        )
+        progress = Progress(
+            config.run.steps, initial=resume_step or 0, label="train", enabled=config.logging.progress
+        )
+        self.log = RunLog(config, self.directory, writers, progress)
         return Controller(prompts, stream, source, self.scorer, self.log)
 
     def sync(self, version: int) -> dict[str, float]:
@@ -209,7 +209,6 @@ def train(config: Config, *, resume: bool) -> None:
 
     Raises ValueError for what the user can mend, WeightSyncError or LogprobGateError when engine and trainer differ.
     """
-    validate_objective(config.objective, config.sampling.group_size, config.run.steps)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     groups = initialise(config.parallel, seed=config.run.seed)
@@ -234,7 +233,7 @@ def _run(run: Run, *, resume: bool) -> None:
         say(f"optimizer: {describe_optimizer(run.state.optimizer)}; layout: {_layout(run.groups)}")
     # Version 0 is pushed too: the engine read the same files, but only a verified sync says so.
     run.sync(loop.weight_version)
-    if controller is not None and "before" not in read_evaluations(run.directory.root) or run.groups.world_size > 1:
+    if not resume:
         run.evaluate_held_out("before")
     parts = LoopParts(
         config=config,

@@ -17,6 +17,7 @@ import yaml
 
 from megatron_apo.config import Config, ParallelConfig
 from megatron_apo.objective.presets import PRESETS
+from megatron_apo.objective.validation import validate_objective
 
 _Tree = dict[str, Any]
 _Section = TypeVar("_Section")
@@ -229,15 +230,11 @@ _CHECKS: list[_Check] = [
     *_at_least(0, " (0: no clipping)", "optimizer.clip_gradient"),
     *_at_least(0, " (0: greedy)", "evaluation.temperature"),
     *_at_least(0, "", "rewards.accuracy", "rewards.format", "logging.report_samples"),
-    *_at_least(0, "", "objective.kl.coefficient", "objective.kl.minimum", "objective.kl.exploration_steps"),
-    *_at_least(2, "; a group of one always has zero advantage", "sampling.group_size"),
-    *_above_zero("sampling.temperature", "rollout.kv_cache_gib", "rewards.timeout_seconds", "objective.clip_high"),
-    *_above_zero("optimizer.learning_rate", "optimizer.epsilon", "objective.advantage.epsilon", "sync.logprob_gate"),
+    *_above_zero("sampling.temperature", "rollout.kv_cache_gib", "rewards.timeout_seconds"),
+    *_above_zero("optimizer.learning_rate", "optimizer.epsilon", "sync.logprob_gate"),
     ("sampling.top_p", lambda p: p == 1, "must be 1; log-probabilities are trained under the whole distribution"),
     ("rollout.gpu_memory_utilization", lambda u: 0 < u < 1, "must lie between 0 and 1; training needs the rest"),
     ("rewards.max_error_rate", lambda r: 0 <= r <= 1, "must lie between 0 and 1; it is a share of the responses"),
-    ("objective.stcr.base", lambda b: b > 1, "must be above 1; the weight of a longer wrong response grows with it"),
-    ("objective.clip_low", lambda c: 0 < c < 1, "must lie between 0 and 1; the ratio is clipped at 1 - clip_low"),
     ("optimizer.beta1", lambda b: 0 <= b < 1, "must lie between 0 and 1"),
     ("optimizer.beta2", lambda b: 0 <= b < 1, "must lie between 0 and 1"),
     _one_of("model.dtype", "float32", "bfloat16"),
@@ -245,12 +242,6 @@ _CHECKS: list[_Check] = [
     _one_of("model.recompute", "none", "selective", "full"),
     _one_of("rollout.engine", "vllm", "transformers"),
     _one_of("rollout.placement", "auto", "in_process", "process"),
-    _one_of("objective.dads.curve", "one_minus_exp", "exp"),
-    _one_of("objective.kl.estimator", "k1", "k2", "k3"),
-    _one_of("objective.kl.schedule", "constant", "grpo_d"),
-    _one_of("objective.kl.reduction", "sequence_mean", "token_mean"),
-    _one_of("objective.reduction", "sequence_mean", "token_mean"),
-    _one_of("objective.old_logprobs", "trainer", "engine"),
     _one_of("optimizer.schedule", "constant", "linear", "cosine"),
     _one_of("logging.wandb", "disabled", "offline", "online"),
 ]
@@ -262,7 +253,8 @@ def validate(config: Config) -> None:
     for key, accepts, reason in _CHECKS:
         if not accepts(values[key]):
             raise ValueError(f"{key}={values[key]}: {reason}")
-    data, kl, optimizer = config.data, config.objective.kl, config.optimizer
+    validate_objective(config.objective, config.sampling.group_size, config.run.steps)
+    data, optimizer = config.data, config.optimizer
     if data.min_pixels and data.max_pixels and data.min_pixels > data.max_pixels:
         raise ValueError(f"data.min_pixels={data.min_pixels}: must not exceed data.max_pixels={data.max_pixels}")
     if optimizer.minimum_learning_rate > optimizer.learning_rate:
@@ -278,13 +270,6 @@ def validate(config: Config) -> None:
     if config.parallel.sequence and config.parallel.tensor == 1:
         raise ValueError(
             "parallel.sequence=true: must be false with parallel.tensor=1; it splits the sequence over the tensor ranks"
-        )
-    if kl.schedule == "grpo_d" and kl.minimum > kl.maximum:
-        raise ValueError(f"objective.kl.minimum={kl.minimum}: must not exceed objective.kl.maximum={kl.maximum}")
-    if kl.schedule == "grpo_d" and kl.exploration_steps > config.run.steps:
-        raise ValueError(
-            f"objective.kl.exploration_steps={kl.exploration_steps}: must not exceed run.steps={config.run.steps}; "
-            "the published setting is 0.3 of the steps"
         )
 
 

@@ -41,7 +41,9 @@ def build_engine(config: Config, forbidden_token_ids: Sequence[int], *, in_proce
     if not in_process:
         from megatron_apo.rollout.process import EngineProcess
 
-        return EngineProcess(config.rollout.engine, settings, timeout_seconds=config.rollout.timeout_seconds)
+        engine = EngineProcess(config.rollout.engine, settings, timeout_seconds=config.rollout.timeout_seconds)
+        engine.wait_until_ready()  # what it cannot serve is told here, before the run writes anything
+        return engine
     if config.rollout.engine == "vllm":
         from megatron_apo.rollout.vllm.engine import VllmEngine
 

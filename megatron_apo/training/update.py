@@ -17,6 +17,7 @@ from megatron_apo.config import ObjectiveConfig
 from megatron_apo.data.packing import build_microbatch
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.parallel.reduction import reduce_metrics
+from megatron_apo.parallel.status import phase
 from megatron_apo.records import Microbatch, PromptImage, ReplicaWork, TrainingSample
 from megatron_apo.training.forward_step import HeadSettings, LossSettings, agreement_sums, scoring_step, training_step
 from megatron_apo.training.setup import TrainingState
@@ -121,7 +122,8 @@ class Trainer:
         ``before_step`` sees the metrics before the optimizer moves, on every rank alike, and may raise to stop it.
         Raises NonFiniteError when the loss is NaN or infinite; parameters and optimizer are then untouched.
         """
-        updates = [[self._microbatch(work.samples, indices) for indices in update] for update in work.updates]
+        with phase(self.groups, "microbatches"):  # an image may be missing on one machine only
+            updates = [[self._microbatch(work.samples, indices) for indices in update] for update in work.updates]
         if self.state.reference is not None:
             updates = self._attach(updates, "ref_logprobs_T", self.state.reference)
         old = "engine" if self.settings.objective.old_logprobs == "engine" else "current"
