@@ -35,7 +35,7 @@ def _prompt_positions(
                 )
             grid = grids[image]
             block = _image_positions(grid, position, merge)
-            if any(token != image_token_id for token in prompt_ids[index : index + block.shape[1]]):
+            if prompt_ids[index : index + block.shape[1]] != (image_token_id,) * block.shape[1]:
                 raise ValueError(
                     f"image {image} with grid {grid} needs {block.shape[1]} placeholder tokens from token {index} on"
                 )
