@@ -21,6 +21,7 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.parallel.status import phase
+from megatron_apo.training.forward_step import unwrap
 from megatron_apo.training.setup import TrainingState
 
 STATE_FILE = "loop_state.json"
@@ -77,7 +78,8 @@ def _separate_step_counters(optimizer: Any) -> None:
 
 def _sharded_state(state: TrainingState, *, is_loading: bool) -> dict[str, Any]:
     metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
-    model = state.model[0].sharded_state_dict(metadata=metadata)
+    # Megatron's DDP saves under its own prefix and loads without it: the model itself does both.
+    model = unwrap(state.model[0]).sharded_state_dict(metadata=metadata)
     optimizer = state.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
     return {"model": model, "optimizer": optimizer, "scheduler": state.scheduler.state_dict()}
 
@@ -123,7 +125,7 @@ def load_checkpoint(state: TrainingState, groups: Groups, directory: Path) -> Lo
     path = checkpoint_path(directory, steps[-1])
     _prepare_adam_state(state.optimizer)
     loaded = dist_checkpointing.load(_sharded_state(state, is_loading=True), str(path))
-    state.model[0].load_state_dict(loaded["model"])
+    unwrap(state.model[0]).load_state_dict(loaded["model"])
     state.optimizer.load_state_dict(loaded["optimizer"])
     _separate_step_counters(state.optimizer)
     state.scheduler.load_state_dict(loaded["scheduler"])
