@@ -10,6 +10,7 @@ import json
 import os
 import queue
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,32 @@ def _prepare_adam_state(optimizer: Any) -> None:
                     }
 
 
-def _inner_optimizers(optimizer: Any) -> list[Any]:
+def _megatron_optimizers(optimizer: Any) -> list[Any]:
     chained = getattr(optimizer, "chained_optimizers", None)
-    if chained is not None:
-        return [inner for one in chained for inner in _inner_optimizers(one)]
-    return [optimizer.optimizer]
+    return [optimizer] if chained is None else [one for link in chained for one in _megatron_optimizers(link)]
+
+
+def _inner_optimizers(optimizer: Any) -> list[Any]:
+    return [one.optimizer for one in _megatron_optimizers(optimizer)]
+
+
+def _hand_over_step_counters(optimizer: Any) -> None:
+    """Megatron's distributed optimizer leaves the step out of what it read of each parameter, and then misses it.
+
+    Its value is already in the state by then, from the parameter groups: hand it that.
+    """
+
+    def repair(one: Any, read: Callable[[Any], dict[str, Any]], write: Callable[[Any, dict[str, Any]], None]) -> None:
+        def write_with_step(parameter: Any, tensors: dict[str, Any]) -> None:
+            known = read(parameter)
+            write(parameter, {**tensors, "step": known["step"]} if "step" in known else tensors)
+
+        one._set_main_param_and_optimizer_states = write_with_step
+
+    for one in _megatron_optimizers(optimizer):
+        if hasattr(type(one), "_set_main_param_and_optimizer_states"):
+            write = type(one)._set_main_param_and_optimizer_states.__get__(one)
+            repair(one, one._get_main_param_and_optimizer_states, write)
 
 
 def _separate_step_counters(optimizer: Any) -> None:
@@ -126,6 +148,7 @@ def load_checkpoint(state: TrainingState, groups: Groups, directory: Path) -> Lo
     _prepare_adam_state(state.optimizer)
     loaded = dist_checkpointing.load(_sharded_state(state, is_loading=True), str(path))
     unwrap(state.model[0]).load_state_dict(loaded["model"])
+    _hand_over_step_counters(state.optimizer)
     state.optimizer.load_state_dict(loaded["optimizer"])
     _separate_step_counters(state.optimizer)
     state.scheduler.load_state_dict(loaded["scheduler"])
