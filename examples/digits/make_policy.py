@@ -90,8 +90,8 @@ class PolicySize:
     vision_layers: int = 2
     vision_heads: int = 4
     vision_feed_forward: int = 256
-    window: int = 28  # pixels; one merged patch, so that a 56 x 56 image has four windows
-    initializer_range: float = 0.02
+    window: int = 28  # pixels; one merged patch, so that a 28 x 56 image has two windows
+    initializer_range: float = 0.1  # at 0.02 so small a policy does not learn to see in a thousand updates
 
 
 def make_policy(directory: str | Path, *, seed: int, size: PolicySize | None = None) -> Path:

@@ -27,9 +27,10 @@ QUESTION = "What is the sum of the two digits?"
 SPLITS = ("train", "validation", "test")
 FORMAT_VERSION = 1
 
-IMAGE_HEIGHT = 56  # pixels; multiples of 28 keep their size in Qwen2.5-VL (patches of 14, merged 2 x 2)
+IMAGE_HEIGHT = 28  # pixels; multiples of 28 keep their size in Qwen2.5-VL (patches of 14, merged 2 x 2)
 IMAGE_WIDTH = 56
 DIGIT_SIZE = 24  # pixels a scan's 8 x 8 are enlarged to
+PAPER, INK = 118, 255  # grey levels; the processor maps 118 to about zero, so that empty paper is silent
 HELD_OUT_SHARE = 0.1  # of the scans of each class, for validation and again for test
 SCAN_SIZE = 8
 SCAN_MAXIMUM = 16  # ink values run from 0 to 16
@@ -110,11 +111,12 @@ def _scans_by_digit(split: str, seed: int) -> tuple[tuple[int, ...], ...]:
 
 
 def render(pair: DigitPair) -> Image.Image:
-    """The row's image: 8-bit grey, black ink on white."""
+    """The row's image: 8-bit grey, white ink on grey paper."""
     ink, _ = _scans()
-    canvas = Image.new("L", (IMAGE_WIDTH, IMAGE_HEIGHT), color=255)
+    canvas = Image.new("L", (IMAGE_WIDTH, IMAGE_HEIGHT), color=PAPER)
     for scan, corner in zip(pair.scans, pair.corners, strict=True):
-        digit = Image.fromarray(255 - ink[scan]).resize((DIGIT_SIZE, DIGIT_SIZE), Image.Resampling.BILINEAR)
+        levels = np.rint(PAPER + ink[scan] * ((INK - PAPER) / 255)).astype(np.uint8)
+        digit = Image.fromarray(levels).resize((DIGIT_SIZE, DIGIT_SIZE), Image.Resampling.BILINEAR)
         canvas.paste(digit, corner)
     return canvas
 
@@ -180,6 +182,8 @@ def _settings(rows: dict[str, int], seed: int) -> dict[str, Any]:
         "rows": rows,
         "image": [IMAGE_HEIGHT, IMAGE_WIDTH],
         "digit": DIGIT_SIZE,
+        "paper": PAPER,
+        "ink": INK,
     }
 
 
