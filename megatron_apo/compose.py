@@ -34,7 +34,7 @@ from megatron_apo.run_directory import RunDirectory, check_on_controller, claim
 from megatron_apo.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
 from megatron_apo.training.export import export_model
 from megatron_apo.training.forward_step import head_settings, unwrap
-from megatron_apo.training.setup import TrainingState, build_training_state, describe_optimizer
+from megatron_apo.training.setup import TrainingState, build_training_state, check_model_layout, describe_optimizer
 from megatron_apo.training.update import Trainer, TrainerSettings
 from megatron_apo.weight_sync.export import export_tensors
 from megatron_apo.weight_sync.push import push_weights
@@ -211,6 +211,7 @@ def train(config: Config, *, resume: bool) -> None:
     """
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
+    check_model_layout(config)
     groups = initialise(config.parallel, seed=config.run.seed)
     run: Run | None = None
     try:

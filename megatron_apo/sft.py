@@ -25,7 +25,7 @@ from megatron_apo.run_directory import RunDirectory, check_on_controller, claim
 from megatron_apo.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
 from megatron_apo.training.export import export_model
 from megatron_apo.training.forward_step import head_settings
-from megatron_apo.training.setup import build_training_state
+from megatron_apo.training.setup import build_training_state, check_model_layout
 from megatron_apo.training.update import Trainer, TrainerSettings
 
 
@@ -120,6 +120,7 @@ def sft(config: Config, *, resume: bool) -> None:
     """
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
+    check_model_layout(config)
     groups = initialise(config.parallel, seed=config.run.seed)
     try:
         _train(config, groups, check_on_controller(config, groups, resume=resume), resume=resume)

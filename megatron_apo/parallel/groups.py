@@ -68,6 +68,11 @@ class Groups:
         return self.collection.dp
 
 
+def launched_processes() -> int:
+    """How many processes the launcher started for this job; 1 without a launcher."""
+    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else 1
+
+
 def initialise(parallel: ParallelConfig, *, seed: int) -> Groups:
     """Starts torch.distributed (from torchrun's environment, or alone) and Megatron's groups; seeds the generators.
 

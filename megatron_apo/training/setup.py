@@ -16,7 +16,7 @@ from megatron.core.transformer.module import Float16Module
 
 from megatron_apo.config import Config, OptimizerConfig
 from megatron_apo.config_loading import check_layout
-from megatron_apo.parallel.groups import Groups
+from megatron_apo.parallel.groups import Groups, launched_processes
 from model_providers.qwen2_5_vl.loading import load_hf_checkpoint
 from model_providers.qwen2_5_vl.megatron_config import BuildSettings
 from model_providers.qwen2_5_vl.model import Qwen25VLModel
@@ -47,6 +47,14 @@ def build_settings(config: Config) -> BuildSettings:
         pipeline=config.parallel.pipeline,
         context=config.parallel.context,
         sequence_parallel=config.parallel.sequence,
+    )
+
+
+def check_model_layout(config: Config) -> None:
+    """ValueError naming everything wrong with the layout for this model and this many processes; starts nothing."""
+    shape = read_shape(config.model.path)
+    check_layout(
+        config.parallel, launched_processes(), heads=shape.heads, kv_heads=shape.kv_heads, layers=shape.layers
     )
 
 
