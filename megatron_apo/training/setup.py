@@ -17,6 +17,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron_apo.config import Config, OptimizerConfig
 from megatron_apo.config_loading import check_layout
 from megatron_apo.parallel.groups import Groups, launched_processes
+from megatron_apo.platform.torchvision_cpu import register_missing_operators
 from model_providers.qwen2_5_vl.loading import load_hf_checkpoint
 from model_providers.qwen2_5_vl.megatron_config import BuildSettings
 from model_providers.qwen2_5_vl.model import Qwen25VLModel
@@ -52,6 +53,7 @@ def build_settings(config: Config) -> BuildSettings:
 
 def check_model_layout(config: Config) -> None:
     """ValueError naming everything wrong with the layout for this model and this many processes; starts nothing."""
+    register_missing_operators()  # before transformers is first imported
     shape = read_shape(config.model.path)
     check_layout(
         config.parallel, launched_processes(), heads=shape.heads, kv_heads=shape.kv_heads, layers=shape.layers
