@@ -153,9 +153,9 @@ def _training_config(options: argparse.Namespace, overrides: list[str]) -> Confi
 def _prepare_megatron() -> None:
     """Must come before the first import of megatron.core, which warns of each optional package that is not there."""
     warnings.filterwarnings("ignore", message=".*Apex.*", category=UserWarning)
-    from megatron_apo.platform.megatron_on_cpu import install
+    from megatron_apo.platform.host import prepare
 
-    install()
+    prepare()
 
 
 @contextmanager
@@ -189,6 +189,9 @@ def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
     require(config, "model.path", "data.test")
     check_files(config)
     check_length(config)
+    from megatron_apo.platform.host import prepare
+
+    prepare()
     from megatron_apo.evaluation.evaluate import evaluate
 
     evaluate(config, output=options.output)
