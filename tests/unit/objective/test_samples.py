@@ -1,0 +1,126 @@
+"""From scored groups to samples: advantages worked out by hand, weights of each update's own batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import sqrt
+
+import pytest
+
+from megatron_apo.config import DadsConfig, KlConfig, ObjectiveConfig, StcrConfig
+from megatron_apo.objective.samples import shape_step
+from megatron_apo.records import FinishReason, Outcome, Prompt, PromptImage, Rollout, RolloutGroup, Score
+
+PLAIN = ObjectiveConfig(name="grpo", stcr=StcrConfig(enabled=False), dads=DadsConfig(enabled=False))
+Response = tuple[int, float, FinishReason, Outcome]  # tokens, reward, finish reason, outcome
+
+
+def group(name: str, *responses: Response) -> RolloutGroup:
+    prompt = Prompt(name, (1, 2, 3), (1, 3), (PromptImage(f"{name}.png", "00", (1, 2, 2)),), "?", "7")
+    rollouts = tuple(
+        Rollout(name, index, tuple(range(10, 10 + tokens)), (-1.0,) * tokens, "", finish, 0)
+        for index, (tokens, _, finish, _) in enumerate(responses)
+    )
+    scores = tuple(Score(reward, {"accuracy": reward}, outcome) for _, reward, _, outcome in responses)
+    return RolloutGroup(prompt, rollouts, scores)
+
+
+RIGHT: Response = (2, 1.0, "stop", "correct")
+WRONG: Response = (4, 0.0, "stop", "wrong")
+CUT: Response = (6, 0.0, "length", "no_answer")
+ABORTED: Response = (1, 0.0, "abort", "no_answer")
+UNJUDGED: Response = (3, 0.0, "stop", "grader_error")
+
+
+def test_advantages_by_hand() -> None:
+    """Rewards 1, 0, 0, 0: mean 1/4, unbiased standard deviation 1/2: advantages 3/2 and three times -1/2."""
+    step = shape_step([group("a", RIGHT, WRONG, WRONG, WRONG)], PLAIN)
+    assert [sample.advantage for sample in step.samples] == pytest.approx([1.5, -0.5, -0.5, -0.5])
+    assert step.updates == ((0, 1, 2, 3),)
+    first = step.samples[0]
+    assert (first.prompt_ids, first.response_ids) == ((1, 2, 3), (10, 11))
+    assert first.images[0].path == "a.png" and first.rollout_logprobs == (-1.0, -1.0)
+
+
+def test_token_mean_weights_sum_to_one_over_tokens() -> None:
+    """2 + 4 + 4 = 10 response tokens, each with a tenth."""
+    step = shape_step([group("a", RIGHT, WRONG), group("b", WRONG, UNJUDGED)], PLAIN)
+    assert [sample.policy_weight for sample in step.samples] == pytest.approx([0.1, 0.1, 0.1])
+
+
+def test_the_kl_has_a_reduction_of_its_own() -> None:
+    """Sequence mean of three responses of 2, 4, 4 tokens: 1 / (3 * tokens) a token."""
+    settings = replace(PLAIN, kl=KlConfig(coefficient=0.1, reduction="sequence_mean"))
+    step = shape_step([group("a", RIGHT, WRONG), group("b", WRONG, ABORTED)], settings)
+    assert [sample.kl_token_weight for sample in step.samples] == pytest.approx([1 / 6, 1 / 12, 1 / 12])
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
+@pytest.mark.parametrize("updates", [1, 2, 3])
+def test_weights_sum_to_one_in_every_update(reduction: str, updates: int) -> None:
+    groups = [group(str(n), RIGHT, (n + 1, 0.0, "stop", "wrong"), CUT) for n in range(7)]
+    step = shape_step(groups, replace(PLAIN, reduction=reduction), updates=updates)
+    for batch in step.updates:
+        weights = [step.samples[i].policy_weight * len(step.samples[i].response_ids) for i in batch]
+        assert sum(weights) == pytest.approx(1.0)
+
+
+def test_updates_partition_whole_prompts() -> None:
+    """Seven prompts in three updates: 2, 2 and 3, every response once."""
+    groups = [group(str(n), RIGHT, WRONG) for n in range(7)]
+    step = shape_step(groups, PLAIN, updates=3)
+    prompts = [{step.samples[i].images[0].path for i in batch} for batch in step.updates]
+    assert prompts == [{"0.png", "1.png"}, {"2.png", "3.png"}, {"4.png", "5.png", "6.png"}]
+    assert sorted(i for batch in step.updates for i in batch) == list(range(14))
+
+
+def test_epochs_repeat_the_updates() -> None:
+    groups = [group(str(n), RIGHT, WRONG) for n in range(4)]
+    step = shape_step(groups, PLAIN, updates=2, epochs=3)
+    assert step.updates == ((0, 1, 2, 3), (4, 5, 6, 7)) * 3
+    assert len(step.samples) == 8
+
+
+def test_truncated_responses_are_masked_on_request() -> None:
+    """Left out of the batch and its weights, but not of their group: the advantages stay."""
+    groups = [group("a", RIGHT, CUT, WRONG)]
+    kept = shape_step(groups, PLAIN)
+    masked = shape_step(groups, replace(PLAIN, mask_truncated=True))
+    assert [len(sample.response_ids) for sample in kept.samples] == [2, 6, 4]
+    assert [len(sample.response_ids) for sample in masked.samples] == [2, 4]
+    assert masked.samples[0].advantage == kept.samples[0].advantage
+    assert [sample.policy_weight for sample in masked.samples] == pytest.approx([1 / 6, 1 / 6])
+
+
+def test_aborted_and_unjudged_leave_their_group() -> None:
+    """Rewards 1 and 0 remain: mean 1/2, unbiased deviation 1 / sqrt(2)."""
+    step = shape_step([group("a", RIGHT, ABORTED, WRONG, UNJUDGED)], PLAIN)
+    assert [sample.advantage for sample in step.samples] == pytest.approx([1 / sqrt(2), -1 / sqrt(2)])
+    assert len(step.shaping[0]) == 4  # the log shows all four
+
+
+def test_equal_rewards_teach_nothing() -> None:
+    step = shape_step([group("a", WRONG, WRONG), group("b", RIGHT, WRONG)], PLAIN)
+    assert [sample.advantage for sample in step.samples[:2]] == [0.0, 0.0]
+    assert step.metrics["apo/zero_variance_groups"] == 0.5
+
+
+def test_stcr_lengthens_a_wrong_responses_advantage() -> None:
+    """What the log shows: the advantage before and after, and their ratio is the multiplier."""
+    settings = replace(PLAIN, stcr=StcrConfig(enabled=True, base=1.5))
+    step = shape_step([group("a", RIGHT, WRONG, (8, 0.0, "stop", "wrong"))], settings)
+    for sample, shown in zip(step.samples, step.shaping[0], strict=True):
+        assert sample.advantage == shown["advantage"]
+        assert shown["advantage"] == pytest.approx(shown["raw_advantage"] * shown["stcr"])
+    assert step.shaping[0][0]["stcr"] == 1.0 < step.shaping[0][2]["stcr"]
+    assert step.metrics["apo/stcr_weight"] == pytest.approx(sum(one["stcr"] for one in step.shaping[0][1:]) / 2)
+
+
+def test_too_many_updates_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"training\.updates_per_rollout=3: more than the 2 prompts"):
+        shape_step([group("a", RIGHT, WRONG)] * 2, PLAIN, updates=3)
+
+
+def test_nothing_left_is_refused() -> None:
+    with pytest.raises(ValueError, match="no response of this update can be trained on"):
+        shape_step([group("a", CUT, ABORTED)], replace(PLAIN, mask_truncated=True))
