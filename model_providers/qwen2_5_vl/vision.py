@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from megatron.core import tensor_parallel
@@ -140,6 +141,16 @@ class VisionModel(MegatronModule):
             hidden = self._layer_forward(layer, hidden, rotary, layout)
         merged = self.merger(hidden.squeeze(1))
         return torch.empty_like(merged).index_copy(0, order, merged)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """For Megatron's checkpoints, which take what a plain ModuleList holds for whole on every tensor rank: here
+        each layer says itself how it is cut."""
+        state: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        for number, layer in enumerate(self.layers):
+            state |= layer.sharded_state_dict(f"{prefix}layers.{number}.", sharded_offsets, metadata)
+        return state
 
     def _layer_forward(
         self, layer: torch.nn.Module, hidden: torch.Tensor, rotary: torch.Tensor, layout: PackedSeqParams

@@ -83,15 +83,6 @@ def test_the_schedule_by_hand(checkpoint: Path, one_process: Groups) -> None:
     assert found == pytest.approx([0.0, 0.005, 0.01, 0.008, 0.006, 0.004])
 
 
-def test_a_save_before_the_first_update(checkpoint: Path, one_process: Groups, tmp_path: Path) -> None:
-    config = job_config(checkpoint)
-    _, state = make_trainer(config, one_process)
-    loop = LoopState(step=0, weight_version=0, updates=0)
-    save_checkpoint(state, one_process, tmp_path, loop, keep=1)
-    _, fresh = make_trainer(config, one_process)
-    assert load_checkpoint(fresh, one_process, tmp_path) == loop
-
-
 def test_only_the_newest_are_kept(checkpoint: Path, one_process: Groups, tmp_path: Path) -> None:
     _, state = make_trainer(job_config(checkpoint), one_process)
     for step in (1, 2, 10):
