@@ -91,7 +91,7 @@ class PolicySize:
     vision_heads: int = 4
     vision_feed_forward: int = 256
     window: int = 28  # pixels; one merged patch, so that a 28 x 56 image has two windows
-    initializer_range: float = 0.1  # at 0.02 so small a policy does not learn to see in a thousand updates
+    initializer_range: float = 0.1  # at 0.02 so small a policy does not learn to see in 400 updates
 
 
 def make_policy(directory: str | Path, *, seed: int, size: PolicySize | None = None) -> Path:

@@ -138,7 +138,9 @@ def iterate_pairs(split: str, rows: int, *, seed: int) -> Iterator[DigitPair]:
     return (draw_pair(split, number, seed=seed) for number in range(rows))
 
 
-def write_digits_task(directory: str | Path, *, train_rows: int, validation_rows: int, test_rows: int, seed: int) -> Path:
+def write_digits_task(
+    directory: str | Path, *, train_rows: int, validation_rows: int, test_rows: int, seed: int
+) -> Path:
     """Writes ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``, ``images/*.png`` and ``task.json``.
 
     The same task already there is left as it is. Raises ValueError for a row count below 1 and for a directory that
@@ -149,7 +151,12 @@ def write_digits_task(directory: str | Path, *, train_rows: int, validation_rows
     for split, count in rows.items():
         if count < 1:
             raise ValueError(f"{split}_rows={count}: must be at least 1")
-    settings = _settings(rows, seed)
+    if not 0 <= demonstration_rows <= train_rows:
+        raise ValueError(
+            f"demonstration_rows={demonstration_rows}: must be from 0 to train_rows={train_rows}, for they are "
+            "training rows"
+        )
+    settings = _settings(rows, demonstration_rows, seed)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         _check_same_task(directory, settings)
         return directory
@@ -165,7 +172,9 @@ def write_digits_task(directory: str | Path, *, train_rows: int, validation_rows
             # Stored, not compressed: the file's bytes do not depend on the machine's zlib.
             render(pair).save(building / row["images"][0], compress_level=0)
             lines.append(json.dumps(row))
-        (building / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        _write_lines(building / f"{split}.jsonl", lines)
+        if split == "train" and demonstration_rows:
+            _write_lines(building / "demonstrations.jsonl", lines[:demonstration_rows])
     description = {**settings, "sha256": _content_hash(building)}
     (building / "task.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     if directory.exists():
@@ -174,12 +183,17 @@ def write_digits_task(directory: str | Path, *, train_rows: int, validation_rows
     return directory
 
 
-def _settings(rows: dict[str, int], seed: int) -> dict[str, Any]:
+def _write_lines(path: Path, lines: list[str]) -> None:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _settings(rows: dict[str, int], demonstration_rows: int, seed: int) -> dict[str, Any]:
     return {
         "task": "digits",
         "format_version": FORMAT_VERSION,
         "seed": seed,
         "rows": rows,
+        "demonstration_rows": demonstration_rows,
         "image": [IMAGE_HEIGHT, IMAGE_WIDTH],
         "digit": DIGIT_SIZE,
         "paper": PAPER,

@@ -1,0 +1,149 @@
+"""The digits task: disjoint handwriting, rows that say what their images show, the same bytes from the same seed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from megatron_apo.data.tasks import digits
+
+
+def write(directory: Path, **changes: int) -> Path:
+    arguments = {"train_rows": 6, "validation_rows": 2, "test_rows": 3, "seed": 5, **changes}
+    return digits.write_digits_task(directory, **arguments)
+
+
+def all_bytes(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def test_splits_share_no_scan_and_cover_all() -> None:
+    splits = digits.split_scans(0)
+    train, validation, test = (set(splits[name]) for name in digits.SPLITS)
+    assert not train & validation and not train & test and not validation & test
+    assert train | validation | test == set(range(1797))
+
+
+def test_splits_are_stratified() -> None:
+    from sklearn.datasets import load_digits
+
+    labels = load_digits().target
+    for digit in range(10):
+        total = int((labels == digit).sum())
+        for name in ("validation", "test"):
+            assert sum(labels[scan] == digit for scan in digits.split_scans(3)[name]) == round(total / 10)
+
+
+def test_another_seed_splits_differently() -> None:
+    assert digits.split_scans(0)["test"] != digits.split_scans(1)["test"]
+
+
+@pytest.mark.parametrize("split", digits.SPLITS)
+def test_rows_use_scans_of_their_split_and_digits_do_not_overlap(split: str) -> None:
+    allowed = set(digits.split_scans(7)[split])
+    corners = set()
+    for pair in digits.iterate_pairs(split, 200, seed=7):
+        assert set(pair.scans) <= allowed
+        (left_x, left_y), (right_x, right_y) = pair.corners
+        assert (
+            left_x >= 0 and right_x >= left_x + digits.DIGIT_SIZE and right_x + digits.DIGIT_SIZE <= digits.IMAGE_WIDTH
+        )
+        assert min(left_y, right_y) >= 0 and max(left_y, right_y) + digits.DIGIT_SIZE <= digits.IMAGE_HEIGHT
+        corners.add(pair.corners)
+    assert len(corners) > 50  # the placement is random
+
+
+def test_answer_and_demonstration_by_hand() -> None:
+    pair = digits.DigitPair(id="x", scans=(0, 1), digits=(5, 8), corners=((0, 0), (28, 0)))
+    assert pair.answer == "13"
+    assert pair.demonstration == "<think>5+8=13</think><answer>13</answer>"
+    assert digits.make_row(pair)["category"] == "two-digit sum"
+
+
+def test_digits_are_those_of_the_scans_and_drawn_where_the_row_says() -> None:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pair = digits.draw_pair("train", 11, seed=2)
+    assert pair.digits == tuple(bunch.target[list(pair.scans)])
+    image = np.asarray(digits.render(pair)).astype(int)
+    assert image.shape == (digits.IMAGE_HEIGHT, digits.IMAGE_WIDTH)
+    inside = np.zeros_like(image, dtype=bool)
+    for scan, (x, y) in zip(pair.scans, pair.corners, strict=True):
+        inside[y : y + digits.DIGIT_SIZE, x : x + digits.DIGIT_SIZE] = True
+        # The mean grey of an enlarged scan is that of the scan: paper + ink share * (ink - paper), edges aside.
+        box = image[y : y + digits.DIGIT_SIZE, x : x + digits.DIGIT_SIZE]
+        expected = digits.PAPER + bunch.images[scan].mean() / 16 * (digits.INK - digits.PAPER)
+        assert box.mean() == pytest.approx(expected, abs=4)
+    assert (image[~inside] == digits.PAPER).all()
+
+
+def test_rows_are_independent_of_how_many_are_made() -> None:
+    assert list(digits.iterate_pairs("test", 5, seed=1))[4] == digits.draw_pair("test", 4, seed=1)
+
+
+def test_files_hold_what_a_reader_needs(tmp_path: Path) -> None:
+    directory = write(tmp_path / "task")
+    for split, count in (("train", 6), ("validation", 2), ("test", 3)):
+        rows = [json.loads(line) for line in (directory / f"{split}.jsonl").read_text().splitlines()]
+        assert len(rows) == count
+        for number, row in enumerate(rows):
+            assert set(row) == {"id", "images", "question", "answer", "demonstration", "category"}
+            assert row["answer"] == digits.draw_pair(split, number, seed=5).answer
+            with Image.open(directory / row["images"][0]) as image:
+                assert image.size == (digits.IMAGE_WIDTH, digits.IMAGE_HEIGHT)
+
+
+def test_demonstrations_are_the_first_training_rows(tmp_path: Path) -> None:
+    directory = write(tmp_path / "task", demonstration_rows=4)
+    train = (directory / "train.jsonl").read_text().splitlines()
+    assert (directory / "demonstrations.jsonl").read_text().splitlines() == train[:4]
+    assert not (write(tmp_path / "without") / "demonstrations.jsonl").exists()
+    with pytest.raises(ValueError, match="demonstration_rows=7"):
+        write(tmp_path / "other", demonstration_rows=7)
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
+    first, second = all_bytes(write(tmp_path / "a")), all_bytes(write(tmp_path / "b"))
+    assert first == second
+    assert all_bytes(write(tmp_path / "c", seed=6))["test.jsonl"] != first["test.jsonl"]
+
+
+def test_the_same_task_is_left_as_it_is(tmp_path: Path) -> None:
+    directory = write(tmp_path / "task")
+    before = (directory / "train.jsonl").stat().st_mtime_ns
+    assert write(tmp_path / "task") == directory
+    assert (directory / "train.jsonl").stat().st_mtime_ns == before
+
+
+def test_something_else_is_not_overwritten(tmp_path: Path) -> None:
+    directory = write(tmp_path / "task")
+    with pytest.raises(ValueError, match="seed is 5, not 6"):
+        write(directory, seed=6)
+    image = next((directory / "images").iterdir())
+    image.write_bytes(image.read_bytes() + b"x")
+    with pytest.raises(ValueError, match="were changed"):
+        write(directory)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not a digits task"):
+        write(other)
+    assert all_bytes(other) == {"thesis.txt": b"mine"}
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "task.json").write_text("{")
+    with pytest.raises(ValueError, match="not readable"):
+        write(broken)
+
+
+def test_rows_below_one_and_unknown_splits_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="test_rows=0"):
+        write(tmp_path / "task", test_rows=0)
+    assert not (tmp_path / "task").exists()
+    with pytest.raises(ValueError, match="split='dev'"):
+        digits.draw_pair("dev", 0, seed=0)
