@@ -85,7 +85,9 @@ class Run:
         self.trainer = Trainer(
             self.state,
             groups,
-            TrainerSettings(config.objective, head_settings(config, self.builder.forbidden_token_ids, self.state.shape.vocab)),
+            TrainerSettings(
+                config.objective, head_settings(config, self.builder.forbidden_token_ids, self.state.shape.vocab)
+            ),
             pixel_values=self.builder.pixel_values,
         )
         self.engine: RolloutEngine | None = None
@@ -131,9 +133,7 @@ class Run:
             resume_step,
             settings=yaml.safe_load(dump_config(config)),
         )
-        progress = Progress(
-            config.run.steps, initial=resume_step or 0, label="train", enabled=config.logging.progress
-        )
+        progress = Progress(config.run.steps, initial=resume_step or 0, label="train", enabled=config.logging.progress)
         self.log = RunLog(config, self.directory, writers, progress)
         return Controller(prompts, stream, source, self.scorer, self.log)
 

@@ -178,9 +178,7 @@ def _mean_over_updates(updates: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _throughput(drawn: Sequence[RolloutGroup], seconds: dict[str, float]) -> dict[str, float]:
-    tokens = sum(
-        len(group.prompt.token_ids) + len(rollout.token_ids) for group in drawn for rollout in group.rollouts
-    )
+    tokens = sum(len(group.prompt.token_ids) + len(rollout.token_ids) for group in drawn for rollout in group.rollouts)
     return seconds | {"throughput/tokens_per_second": tokens / max(seconds["time/step"], 1e-9)}
 
 

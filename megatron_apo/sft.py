@@ -49,9 +49,7 @@ def supervised_samples(
     ]
 
 
-def _works(
-    prompts: Sequence[Prompt], builder: PromptBuilder, config: Config, groups: Groups
-) -> list[ReplicaWork]:
+def _works(prompts: Sequence[Prompt], builder: PromptBuilder, config: Config, groups: Groups) -> list[ReplicaWork]:
     samples = supervised_samples(prompts, builder, reduction=config.objective.reduction)
     return distribute(
         samples,
@@ -62,12 +60,12 @@ def _works(
     )
 
 
-def _train(
-    config: Config, groups: Groups, directory: RunDirectory, *, resume: bool
-) -> None:
+def _train(config: Config, groups: Groups, directory: RunDirectory, *, resume: bool) -> None:
     builder = PromptBuilder(config.model.path, config.data)
     state = build_training_state(config, groups, updates=config.run.steps, reference=False)
-    settings = TrainerSettings(config.objective, head_settings(config, builder.forbidden_token_ids, state.shape.vocab), supervised=True)
+    settings = TrainerSettings(
+        config.objective, head_settings(config, builder.forbidden_token_ids, state.shape.vocab), supervised=True
+    )
     trainer = Trainer(state, groups, settings, pixel_values=builder.pixel_values)
     done = LoopState(0, 0, 0)
     if resume:

@@ -2,8 +2,8 @@
 
 Megatron-Core asks ``torch.cuda`` for its device, allocates with ``device="cuda"`` and compares tensor types with
 ``torch.cuda.*``. ``install()`` gives the modules of ``megatron.core`` (and nobody else) a stand-in for the global name
-``torch`` whose CUDA questions are answered for the CPU. The real ``torch`` stays as it is: ``torch.cuda.is_available()``
-is False everywhere, and vLLM, transformers and user code see no change.
+``torch`` whose CUDA questions are answered for the CPU. The real ``torch`` stays as it is: it says everywhere that no
+CUDA is available, and vLLM, transformers and user code see no change.
 
 Call ``install()`` before the first ``megatron`` import. It does nothing where a GPU is present.
 """
@@ -170,7 +170,7 @@ def _answer_tensor_methods() -> None:
         return self if _called_by_megatron() else original_cuda(self, *args, **kwargs)
 
     torch.Tensor.type = type_  # type: ignore[method-assign,assignment]
-    torch.Tensor.cuda = cuda  # type: ignore[method-assign]
+    torch.Tensor.cuda = cuda  # type: ignore[method-assign,assignment]
 
 
 def install() -> None:

@@ -101,12 +101,16 @@ class PackedAttention(MegatronModule):
             raise ValueError(f"packed_seq_params={packed_seq_params!r}: make it with layers.packed_layout(cu_seqlens)")
         layout = packed_seq_params
         assert layout.pad_index_NS is not None and layout.unpad_index_T is not None
-        padded = [_pad(tensor.squeeze(1), layout.pad_index_NS) for tensor in (query, key, value)]
+        query_NASD, key_NASD, value_NASD = (
+            _pad(tensor.squeeze(1), layout.pad_index_NS) for tensor in (query, key, value)
+        )
         mask = None
         if not self.causal and layout.key_mask_NS is not None:
             mask = layout.key_mask_NS[:, None, None, :]
         out_NASD = functional.scaled_dot_product_attention(
-            *padded,
+            query_NASD,
+            key_NASD,
+            value_NASD,
             attn_mask=mask,
             is_causal=self.causal,
             scale=self.softmax_scale,

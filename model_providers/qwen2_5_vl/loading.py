@@ -89,7 +89,10 @@ def load_hf_checkpoint(model: Qwen25VLModel, directory: str | Path, *, tensor_ra
     # A tied checkpoint may carry the redundant lm_head; rotary tables are recomputed.
     unknown = sorted(name for name in reader.names - known if name != "lm_head.weight" and "inv_freq" not in name)
     if unknown:
-        raise ValueError(f"{directory}: tensors that a Qwen2.5-VL of this config does not have: {', '.join(unknown[:5])}")
+        raise ValueError(
+            f"{directory}: tensors that a Qwen2.5-VL of this config does not have: {', '.join(unknown[:5])}; "
+            "its config.json and its weights belong to different models"
+        )
     with torch.no_grad():
         for name, parameter in global_parameters(model):
             row = rows[name]

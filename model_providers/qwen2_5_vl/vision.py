@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from megatron.core import tensor_parallel
@@ -21,6 +21,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch.nn import functional
 
 from model_providers.qwen2_5_vl.layers import layer_spec, norm_class, packed_layout
@@ -55,7 +56,7 @@ def plan_windows(grids: Sequence[tuple[int, int, int]], shape: VisionShape) -> W
         frame, row, column = torch.meshgrid(
             torch.arange(time), torch.arange(height // merge), torch.arange(width // merge), indexing="ij"
         )
-        windows_down, windows_across = -(-height // (merge * side)), -(-width // (merge * side))
+        windows_across = -(-width // (merge * side))
         window = (row // side) * windows_across + column // side
         # One number per window, increasing with image, frame, window: frames are numbered across the whole batch.
         keys.append(torch.stack((frame + frame_number, window)).reshape(2, -1))
@@ -64,7 +65,6 @@ def plan_windows(grids: Sequence[tuple[int, int, int]], shape: VisionShape) -> W
         inner_row, inner_column = torch.meshgrid(torch.arange(merge), torch.arange(merge), indexing="ij")
         rows.append((row.reshape(-1, 1) * merge + inner_row.reshape(1, -1)).reshape(-1))
         columns.append((column.reshape(-1, 1) * merge + inner_column.reshape(1, -1)).reshape(-1))
-        assert windows_down > 0
     frame_M, window_M = torch.cat(keys, dim=1)
     key_M = frame_M * (int(window_M.max()) + 1) + window_M
     order = torch.sort(key_M, stable=True).indices
@@ -149,16 +149,15 @@ class VisionModel(MegatronModule):
         each layer says itself how it is cut."""
         state: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         for number, layer in enumerate(self.layers):
-            state |= layer.sharded_state_dict(f"{prefix}layers.{number}.", sharded_offsets, metadata)
+            cut = cast(TransformerLayer, layer)
+            state |= cut.sharded_state_dict(f"{prefix}layers.{number}.", sharded_offsets, metadata)
         return state
 
     def _layer_forward(
         self, layer: torch.nn.Module, hidden: torch.Tensor, rotary: torch.Tensor, layout: PackedSeqParams
     ) -> torch.Tensor:
         def run(hidden: torch.Tensor) -> torch.Tensor:
-            return layer(
-                hidden_states=hidden, attention_mask=None, rotary_pos_emb=rotary, packed_seq_params=layout
-            )[0]
+            return layer(hidden_states=hidden, attention_mask=None, rotary_pos_emb=rotary, packed_seq_params=layout)[0]
 
         if self.config.recompute_granularity == "full" and self.training:
             return tensor_parallel.checkpoint(run, False, hidden)

@@ -134,16 +134,15 @@ def _vision_rows(shape: Qwen25VLShape, layer: int, transformer_engine: bool) -> 
 def _merger_rows(shape: Qwen25VLShape) -> list[WeightRow]:
     vision = shape.vision
     merged = vision.hidden * vision.spatial_merge_size**2
-    names = {"linear_fc1": ("visual.merger.mlp.0", merged, 0), "linear_fc2": ("visual.merger.mlp.2", vision.out_hidden, 1)}
+    names = {
+        "linear_fc1": ("visual.merger.mlp.0", merged, 0),
+        "linear_fc2": ("visual.merger.mlp.2", vision.out_hidden, 1),
+    }
     rows = [WeightRow("vision_model.merger.norm.weight", ("visual.merger.ln_q.weight",), ((vision.hidden,),))]
     for module, (hf, outputs, cut) in names.items():
+        rows.append(WeightRow(f"vision_model.merger.{module}.weight", (f"{hf}.weight",), ((outputs, merged),), cut=cut))
         rows.append(
-            WeightRow(f"vision_model.merger.{module}.weight", (f"{hf}.weight",), ((outputs, merged),), cut=cut)
-        )
-        rows.append(
-            WeightRow(
-                f"vision_model.merger.{module}.bias", (f"{hf}.bias",), ((outputs,),), cut=0 if cut == 0 else None
-            )
+            WeightRow(f"vision_model.merger.{module}.bias", (f"{hf}.bias",), ((outputs,),), cut=0 if cut == 0 else None)
         )
     return rows
 

@@ -50,7 +50,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "bad_gold": (["--data.train={root}/bad_gold.jsonl"], r"line 3, row '\S+': answer='a lot': the grader cannot parse"),
     "lost_image": (["--data.train={root}/lost_image.jsonl"], r"line 3, row '\S+': image 'absent.png' does not exist"),
     "no_recording": (["--rollout.replay={root}"], r"rollout.replay=.*: no step_\*.jsonl there"),
-    "taken": (["--run.directory={root}/taken"], r"run.directory=.*/taken: holds another run; continue it with --resume"),
+    "taken": (
+        ["--run.directory={root}/taken"],
+        r"run.directory=.*/taken: holds another run; continue it with --resume",
+    ),
     "not_empty": (["--run.directory={root}/other"], r"run.directory=.*/other: is not empty"),
     "nothing_to_resume": (["--resume"], r"run.directory=.*/run: no run there to resume; leave --resume out"),
     "resumed_otherwise": (

@@ -32,10 +32,29 @@ pytestmark = pytest.mark.slow
 STEPS = 4
 GATE = 1e-4
 COMMAND = "tests.end_to_end.commands:command"
-METRICS = """reward/accuracy reward/format reward/total rollout/response_length rollout/response_length_wrong policy/entropy
-policy/clip_fraction kl/raw kl/weighted kl/coefficient apo/difficulty apo/dads_weight apo/stcr_weight sync/version
-sync/seconds sync/logprob_difference_mean time/rollout time/update time/sync time/step
-throughput/tokens_per_second""".split()
+METRICS = [
+    "reward/accuracy",
+    "reward/format",
+    "reward/total",
+    "rollout/response_length",
+    "rollout/response_length_wrong",
+    "policy/entropy",
+    "policy/clip_fraction",
+    "kl/raw",
+    "kl/weighted",
+    "kl/coefficient",
+    "apo/difficulty",
+    "apo/dads_weight",
+    "apo/stcr_weight",
+    "sync/version",
+    "sync/seconds",
+    "sync/logprob_difference_mean",
+    "time/rollout",
+    "time/update",
+    "time/sync",
+    "time/step",
+    "throughput/tokens_per_second",
+]
 
 
 def command(*words: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:

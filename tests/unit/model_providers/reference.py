@@ -118,9 +118,7 @@ def pack(patch_values: int, *, seed: int = 3) -> Packed:
     def draw(count: int) -> list[int]:
         return torch.randint(0, 280, (count,), generator=generator).tolist()
 
-    pixels = {
-        name: torch.randn(t * h * w, patch_values, generator=generator) for name, (t, h, w) in GRIDS.items()
-    }
+    pixels = {name: torch.randn(t * h * w, patch_values, generator=generator) for name, (t, h, w) in GRIDS.items()}
     prompts = []
     for images, _ in SEQUENCES:
         prompt = draw(4)

@@ -91,9 +91,7 @@ def in_memory_name(published: str) -> str:
 
 
 @pytest.mark.parametrize("rename", [published_name, lambda name: in_memory_name(published_name(name))])
-def test_generations_of_names(
-    untied: Path, tmp_path: Path, one_process: Groups, rename: Callable[[str], str]
-) -> None:
+def test_generations_of_names(untied: Path, tmp_path: Path, one_process: Groups, rename: Callable[[str], str]) -> None:
     renamed = rewritten(untied, tmp_path / "renamed", lambda weights: {rename(k): v for k, v in weights.items()})
     expected, found = build_model(untied, one_process), build_model(renamed, one_process)
     for (name, one), other in zip(expected.named_parameters(), found.parameters(), strict=True):
@@ -172,9 +170,7 @@ def test_tied_models_ignore_a_second_copy(tied: Path, tmp_path: Path, one_proces
 
 
 def test_bfloat16_parameters_from_a_float32_file(untied: Path, one_process: Groups) -> None:
-    model = Qwen25VLModel(
-        read_shape(untied), BuildSettings(dtype=torch.bfloat16), pg_collection=one_process.collection
-    )
+    model = Qwen25VLModel(read_shape(untied), BuildSettings(dtype=torch.bfloat16), pg_collection=one_process.collection)
     load_hf_checkpoint(model, untied, tensor_rank=0, tensor_size=1)
     norm = CheckpointReader(untied).read("model.norm.weight")
     assert torch.equal(model.language_model.decoder.final_layernorm.weight, norm.to(torch.bfloat16))

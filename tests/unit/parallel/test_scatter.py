@@ -25,9 +25,7 @@ WORK = ReplicaWork(
             rollout_logprobs=(-0.1234567890123456789,),
         ),
         TrainingSample(prompt_ids=(4,), response_ids=(5, 6), images=(), rollout_logprobs=()),
-        TrainingSample(
-            prompt_ids=(9, 9), response_ids=(), images=IMAGES[1:], advantage=-0.0, rollout_logprobs=()
-        ),
+        TrainingSample(prompt_ids=(9, 9), response_ids=(), images=IMAGES[1:], advantage=-0.0, rollout_logprobs=()),
     ),
     updates=(((0, 1), ()), ((2,), (1, 0))),
     scalars={"kl_coefficient": 1e-3 / 3.0, "total_tokens/0": 3.0},

@@ -58,7 +58,5 @@ def make_trainer(
     """A supervised trainer and its state."""
     state = build_training_state(config, groups, updates=updates, reference=False)
     packed = pack(PATCH_VALUES)
-    settings = TrainerSettings(
-        config.objective, head_settings(config, forbidden, state.shape.vocab), supervised=True
-    )
+    settings = TrainerSettings(config.objective, head_settings(config, forbidden, state.shape.vocab), supervised=True)
     return Trainer(state, groups, settings, pixel_values=lambda image: packed.pixels[image.path]), state
