@@ -139,11 +139,18 @@ def iterate_pairs(split: str, rows: int, *, seed: int) -> Iterator[DigitPair]:
 
 
 def write_digits_task(
-    directory: str | Path, *, train_rows: int, validation_rows: int, test_rows: int, seed: int
+    directory: str | Path,
+    *,
+    train_rows: int,
+    validation_rows: int,
+    test_rows: int,
+    seed: int,
+    demonstration_rows: int = 0,
 ) -> Path:
     """Writes ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``, ``images/*.png`` and ``task.json``.
 
-    The same task already there is left as it is. Raises ValueError for a row count below 1 and for a directory that
+    ``demonstration_rows`` above 0 also writes ``demonstrations.jsonl``, the first so many training rows: what a warm
+    start imitates, while reinforcement learning goes on with all of ``train.jsonl``. The same task already there is left as it is. Raises ValueError for a row count below 1 and for a directory that
     holds anything else, which is not touched.
     """
     directory = Path(directory)
