@@ -150,7 +150,8 @@ def write_digits_task(
     """Writes ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``, ``images/*.png`` and ``task.json``.
 
     ``demonstration_rows`` above 0 also writes ``demonstrations.jsonl``, the first so many training rows: what a warm
-    start imitates, while reinforcement learning goes on with all of ``train.jsonl``. The same task already there is left as it is. Raises ValueError for a row count below 1 and for a directory that
+    start imitates, while reinforcement learning goes on with all of ``train.jsonl``. The same
+    task already there is left as it is. Raises ValueError for a row count that cannot be, and for a directory that
     holds anything else, which is not touched.
     """
     directory = Path(directory)
