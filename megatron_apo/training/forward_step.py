@@ -90,10 +90,10 @@ def response_logprobs(
     hidden: torch.Tensor, model: Any, batch: Microbatch, head: HeadSettings, groups: Groups
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability and entropy of the response tokens only, float32 [R], in the order of ``response_mask_T``."""
-    rows = batch.response_mask_T
+    rows, weight = batch.response_mask_T, unwrap(model).output_weight()
     return vocab_parallel_logprobs(
-        hidden.squeeze(1)[rows],
-        unwrap(model).output_weight(),
+        hidden.squeeze(1)[rows].to(weight.dtype),  # Megatron's bfloat16 wrapper hands its output out as float32
+        weight,
         batch.labels_T[rows],
         tp_group=groups.tp if groups.tensor_size > 1 else None,
         temperature=head.temperature,

@@ -41,11 +41,13 @@ def weights(state: TrainingState) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in state.model[0].named_parameters()}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("distributed", ["false", "true"])
 def test_a_resumed_job_equals_one_that_went_on(
-    checkpoint: Path, one_process: Groups, tmp_path: Path, distributed: str
+    checkpoint: Path, one_process: Groups, tmp_path: Path, distributed: str, dtype: str
 ) -> None:
-    config = job_config(checkpoint, *SCHEDULE, f"--parallel.distributed_optimizer={distributed}")
+    layout = f"--parallel.distributed_optimizer={distributed}"
+    config = job_config(checkpoint, *SCHEDULE, layout, f"--model.dtype={dtype}")
     packed = pack(PATCH_VALUES)
     trainer, state = make_trainer(config, one_process, updates=UPDATES)
     before = trainer.step(work_of(config, packed, updates=3))
@@ -84,7 +86,9 @@ def test_the_schedule_by_hand(checkpoint: Path, one_process: Groups) -> None:
 
 
 def test_only_the_newest_are_kept(checkpoint: Path, one_process: Groups, tmp_path: Path) -> None:
-    _, state = make_trainer(job_config(checkpoint), one_process)
+    config = job_config(checkpoint)
+    trainer, state = make_trainer(config, one_process)
+    trainer.step(work_of(config, pack(PATCH_VALUES), updates=1))
     for step in (1, 2, 10):
         save_checkpoint(state, one_process, tmp_path, LoopState(step, step, step), keep=2)
     assert saved_steps(tmp_path) == [2, 10]
