@@ -69,7 +69,7 @@ def tamper(directory: Path, config: str) -> None:
         def without_one(*arguments: Any) -> Any:
             return ((name, tensor) for name, tensor in everything(*arguments) if name != LEFT_OUT)
 
-        compose.export_tensors = without_one
+        compose.export_tensors = without_one  # type: ignore[assignment]
         with pytest.raises(WeightSyncError, match=f"left out by the trainer: {LEFT_OUT}"):
             run_step(parts, 3, 3, PhaseTimer())
         assert run.engine.weight_version == 3, "a partial update is refused whole"

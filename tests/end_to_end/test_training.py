@@ -148,10 +148,10 @@ def test_a_run_leaves_what_scripts_rely_on(trained: Path, root: Path) -> None:
         assert not set(METRICS) - step.keys()
     assert ["evaluation/accuracy" in step for step in steps] == [False, True, False, True]
     assert any(step["optimizer/gradient_norm"] > 0.1 for step in steps)
-    for step in range(1, STEPS + 1):
-        groups = read_step(trained / "rollouts", step)
+    for number in range(1, STEPS + 1):
+        groups = read_step(trained / "rollouts", number)
         assert [len(group.rollouts) for group in groups] == [4] * 4
-        assert {rollout.weight_version for group in groups for rollout in group.rollouts} == {step - 1}
+        assert {rollout.weight_version for group in groups for rollout in group.rollouts} == {number - 1}
     assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["step_000002", "step_000004"]
     evaluations = json.loads((trained / "evaluations.json").read_text())
     assert [evaluations[label]["rows"] for label in ("before", "after")] == [16, 16]
