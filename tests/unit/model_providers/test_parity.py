@@ -42,6 +42,11 @@ def from_transformers(checkpoint: Path, dtype: torch.dtype) -> tuple[torch.Tenso
     return logits.detach(), {published_name(name): p.grad for name, p in model.named_parameters()}
 
 
+@pytest.fixture(scope="module")
+def references(checkpoint: Path) -> dict[torch.dtype, tuple[torch.Tensor, Gradients]]:
+    return {dtype: from_transformers(checkpoint, dtype) for dtype in (torch.float32, torch.float64)}
+
+
 def largest_error(gradients: Gradients, reference: Gradients) -> tuple[float, str]:
     """max over tensors of |g - g'| / max(|g'|, 1e-3 of the global norm), and the tensor."""
     total = torch.stack([grad.double().norm() for grad in reference.values()]).norm()
@@ -54,7 +59,12 @@ def largest_error(gradients: Gradients, reference: Gradients) -> tuple[float, st
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-def test_logits_and_gradients_equal_transformers(checkpoint: Path, one_process: Groups, recompute: str) -> None:
+def test_logits_and_gradients_equal_transformers(
+    checkpoint: Path,
+    references: dict[torch.dtype, tuple[torch.Tensor, Gradients]],
+    one_process: Groups,
+    recompute: str,
+) -> None:
     model = build_model(checkpoint, one_process, recompute=recompute).train()
     packed = pack(model.shape.vision.patch_values)
     arguments, images = model_arguments(packed)
@@ -65,8 +75,8 @@ def test_logits_and_gradients_equal_transformers(checkpoint: Path, one_process: 
         assert parameter.grad is not None, name
         gradients |= dict(to_hf(model_rows(model)[name], [parameter.grad]))
 
-    expected, reference = from_transformers(checkpoint, torch.float32)
-    exact, exact_gradients = from_transformers(checkpoint, torch.float64)
+    expected, reference = references[torch.float32]
+    exact, exact_gradients = references[torch.float64]
     error, worst = largest_error(gradients, reference)
     floor, floor_worst = largest_error(reference, exact_gradients)
     ours, ours_worst = largest_error(gradients, exact_gradients)
