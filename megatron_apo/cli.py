@@ -193,8 +193,12 @@ def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
 
     prepare()
     from megatron_apo.evaluation.evaluate import evaluate
+    from megatron_apo.rewards.grader_process import RewardError
 
-    evaluate(config, output=options.output)
+    try:
+        evaluate(config, output=options.output)
+    except RewardError as error:
+        raise _RunStopped(str(error)) from error
 
 
 def _report(options: argparse.Namespace, overrides: list[str]) -> None:

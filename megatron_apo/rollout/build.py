@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,8 @@ def engine_settings(config: Config, forbidden_token_ids: Sequence[int]) -> Engin
 
 def build_engine(config: Config, forbidden_token_ids: Sequence[int], *, in_process: bool) -> RolloutEngine:
     """Starts the engine; ``in_process`` is only right for a job of one rank."""
+    if config.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ValueError("rollout.engine=vllm: vLLM is not installed; install it, or use rollout.engine: transformers")
     settings = engine_settings(config, forbidden_token_ids)
     if not in_process:
         from megatron_apo.rollout.process import EngineProcess
