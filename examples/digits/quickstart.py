@@ -18,7 +18,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HERE = REPOSITORY / "examples" / "digits"
-TRAIN_ROWS, VALIDATION_ROWS, TEST_ROWS = 8192, 256, 512
+TRAIN_ROWS, VALIDATION_ROWS, TEST_ROWS = 8192, 512, 512
+DEMONSTRATION_ROWS = 512  # the warm start imitates these; the other rows are questions with answers only
 
 
 def say(text: str) -> None:
@@ -26,17 +27,22 @@ def say(text: str) -> None:
     print(f"\n== {text}", file=sys.stderr, flush=True)
 
 
-def make_task_and_policy(directory: Path, seed: int) -> None:
+def make_task_and_policy(directory: Path) -> None:
     """Writes the images and rows, and the policy's checkpoint, where they are not there yet."""
     sys.path.insert(0, str(REPOSITORY))
     from examples.digits.make_policy import make_policy
     from megatron_apo.data.tasks.digits import write_digits_task
 
     write_digits_task(
-        directory / "task", train_rows=TRAIN_ROWS, validation_rows=VALIDATION_ROWS, test_rows=TEST_ROWS, seed=0
+        directory / "task",
+        train_rows=TRAIN_ROWS,
+        validation_rows=VALIDATION_ROWS,
+        test_rows=TEST_ROWS,
+        demonstration_rows=DEMONSTRATION_ROWS,
+        seed=0,
     )
     if not (directory / "policy" / "config.json").is_file():
-        make_policy(directory / "policy", seed=seed)
+        make_policy(directory / "policy", seed=0)
 
 
 def run_stage(command: str, directory: Path, run: str, seed: int, model: Path, settings: list[str]) -> None:
@@ -55,7 +61,7 @@ def run_stage(command: str, directory: Path, run: str, seed: int, model: Path, s
         "run.directory": target,
         "run.seed": seed,
         "model.path": model,
-        "data.train": task / "train.jsonl",
+        "data.train": task / ("demonstrations.jsonl" if command == "sft" else "train.jsonl"),
         "data.validation": task / "validation.jsonl",
         "data.test": task / "test.jsonl" if command == "train" else "",
     }
@@ -68,7 +74,7 @@ def main() -> int:
     """Runs every stage that is not done yet; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, default=REPOSITORY / "runs" / "quickstart", help="where it all goes")
-    parser.add_argument("--seed", type=int, default=0, help="of the policy, the data order and the sampling")
+    parser.add_argument("--seed", type=int, default=0, help="of APO: the order of its questions and its sampling")
     options, settings = parser.parse_known_args()
     unknown = [word for word in settings if not (word.startswith("--") and "." in word)]
     if unknown:
@@ -76,10 +82,10 @@ def main() -> int:
     directory = options.directory.resolve()
     started = time.monotonic()
     say(f"task and policy in {directory}")
-    make_task_and_policy(directory, options.seed)
+    make_task_and_policy(directory)
     try:
         say("warm start: supervised training on demonstrations")
-        run_stage("sft", directory, "sft", options.seed, directory / "policy", [])
+        run_stage("sft", directory, "sft", 0, directory / "policy", [])
         say("APO: vLLM draws, Megatron-Core learns")
         run_stage("train", directory, "apo", options.seed, directory / "sft" / "export", settings)
     except subprocess.CalledProcessError as error:
