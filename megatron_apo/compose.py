@@ -65,6 +65,11 @@ class RunLog:
         self._writers.write(step, metrics)
         self._progress.update(step, metrics)
 
+    def close(self) -> None:
+        """Flushes and ends writers and progress bar."""
+        self._progress.close()
+        self._writers.close()
+
 
 class Run:
     """One training run on this rank; the controller's parts are None elsewhere, the engine also in a replay."""
@@ -197,7 +202,9 @@ class Run:
         save_checkpoint(self.state, self.groups, self.directory.checkpoints, loop, keep=keep)
 
     def close(self) -> None:
-        """Ends engine and graders."""
+        """Ends log, engine and graders."""
+        if self.log is not None:
+            self.log.close()
         if self.engine is not None:
             self.engine.close()
         if self.scorer is not None:
