@@ -3,7 +3,7 @@
     python tools/plot_objective.py [--output docs/images/objective_weights.png]
 
 The curves are those of ``megatron_apo.objective``, computed by its own functions; docs/objective.md shows the picture.
-Needs matplotlib (``pip install megatron-apo[demo]``).
+Needs matplotlib (the extra ``demo`` of setup.py).
 """
 
 from __future__ import annotations
