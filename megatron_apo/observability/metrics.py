@@ -1,4 +1,4 @@
-"""The numbers of one step, by the names that scripts rely on (docs: the list of metric names)."""
+"""The numbers of one step, by the names that scripts rely on (docs/metrics.md)."""
 
 from __future__ import annotations
 
