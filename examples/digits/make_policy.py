@@ -4,7 +4,7 @@
 
 The directory holds what a published Qwen2.5-VL checkpoint holds (config, weights in safetensors, tokenizer, chat
 template, processor, generation config), so transformers, vLLM and megatron_apo load it like any other. Its sizes are
-its own: about a million parameters, and a byte-level vocabulary whose merges are learned from the digits task's texts.
+its own: two million parameters, and a byte-level vocabulary whose merges are learned from the digits task's texts.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ class PolicySize:
     heads: int = 4
     kv_heads: int = 2
     feed_forward: int = 256
-    vision_hidden: int = 128
+    vision_hidden: int = 256
     vision_layers: int = 2
-    vision_heads: int = 4
-    vision_feed_forward: int = 256
+    vision_heads: int = 8
+    vision_feed_forward: int = 512
     window: int = 28  # pixels; one merged patch, so that a 28 x 56 image has two windows
     initializer_range: float = 0.1  # at 0.02 so small a policy does not learn to see in 400 updates
 

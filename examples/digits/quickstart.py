@@ -19,7 +19,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 HERE = REPOSITORY / "examples" / "digits"
 TRAIN_ROWS, VALIDATION_ROWS, TEST_ROWS = 8192, 512, 512
-DEMONSTRATION_ROWS = 512  # the warm start imitates these; the other rows are questions with answers only
+DEMONSTRATION_ROWS = 384  # the warm start imitates these; the other rows are questions with answers only
 
 
 def say(text: str) -> None:
