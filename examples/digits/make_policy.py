@@ -4,7 +4,7 @@
 
 The directory holds what a published Qwen2.5-VL checkpoint holds (config, weights in safetensors, tokenizer, chat
 template, processor, generation config), so transformers, vLLM and megatron_apo load it like any other. Its sizes are
-its own: two million parameters, and a byte-level vocabulary whose merges are learned from the digits task's texts.
+its own: three million parameters, and a byte-level vocabulary whose merges are learned from the digits task's texts.
 """
 
 from __future__ import annotations
