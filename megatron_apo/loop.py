@@ -192,8 +192,9 @@ def run_loop(parts: LoopParts, *, first_step: int, version: int) -> None:
         metrics = outcome.metrics
         if run.evaluate_every and step % run.evaluate_every == 0:
             metrics |= parts.evaluate(step)
-        if parts.controller is not None and outcome.shaped is not None:
-            parts.controller.log.record(step, metrics, outcome.drawn, outcome.shaped, version)
+        with phase(parts.groups, "log"):  # a full disk on the controller must not leave the others waiting
+            if parts.controller is not None and outcome.shaped is not None:
+                parts.controller.log.record(step, metrics, outcome.drawn, outcome.shaped, version)
         version += 1
         if step == run.steps or (run.save_every and step % run.save_every == 0):
             parts.save(step, version)

@@ -79,9 +79,9 @@ def initialise(parallel: ParallelConfig, *, seed: int) -> Groups:
     Raises ValueError when the ranks do not divide into the layout.
     """
     cuda = torch.cuda.is_available()
+    timeout = timedelta(seconds=parallel.timeout_seconds)
     if not dist.is_initialized():
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        timeout = timedelta(seconds=parallel.timeout_seconds)
         if "RANK" in os.environ:
             dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
         else:
@@ -105,19 +105,20 @@ def initialise(parallel: ParallelConfig, *, seed: int) -> Groups:
         distributed_timeout_minutes=max(1, parallel.timeout_seconds // 60),
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
-    return _collect(device)
+    return _collect(device, timeout)
 
 
-def _collect(device: torch.device) -> Groups:
+def _collect(device: torch.device, timeout: timedelta) -> Groups:
     collection = ProcessGroupCollection.use_mpu_process_groups(GROUPS_OF_A_MODEL)
     world = dist.get_world_size()
-    control = dist.new_group(backend="gloo")
+    # A new group does not take over the job's timeout, and these two wait for rollouts and evaluations.
+    control = dist.new_group(backend="gloo", timeout=timeout)
     mine = dist.get_process_group_ranks(collection.mp)
     # Every rank must take part in creating every group, so first learn all of them.
     gathered = [torch.zeros(len(mine), dtype=torch.int64) for _ in range(world)]
     dist.all_gather(gathered, torch.tensor(mine), group=control)
     replicas = sorted({tuple(ranks.tolist()) for ranks in gathered})
-    groups = {ranks: dist.new_group(list(ranks), backend="gloo") for ranks in replicas}
+    groups = {ranks: dist.new_group(list(ranks), backend="gloo", timeout=timeout) for ranks in replicas}
     by_data_rank: dict[int, int] = {}
     data_rank = torch.tensor([parallel_state.get_data_parallel_rank()])
     data_ranks = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]

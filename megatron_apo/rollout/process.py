@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -47,6 +48,8 @@ _LAUNCHER_VARIABLES = {
     "MASTER_PORT",
 }
 _LAUNCHER_PREFIXES = ("TORCHELASTIC_", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "PMI_", "PMIX_", "OMPI_")
+# What the trainer's services are opened with: an engine reads a local directory and needs none of it.
+_SECRET = re.compile(r"(^|_)((API_KEY|TOKEN)$|SECRET|PASSWORD)", re.IGNORECASE)
 _LOG_TAIL_LINES = 30
 _CLOSE_SECONDS = 10.0
 _POLL_SECONDS = 1.0
@@ -190,11 +193,11 @@ class EngineProcess:
 
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """``environment`` without what a launcher says of ranks, and with this package importable."""
+    """``environment`` without what a launcher says of ranks and without secrets, and with this package importable."""
     kept = {
         name: value
         for name, value in environment.items()
-        if name not in _LAUNCHER_VARIABLES and not name.startswith(_LAUNCHER_PREFIXES)
+        if name not in _LAUNCHER_VARIABLES and not name.startswith(_LAUNCHER_PREFIXES) and not _SECRET.search(name)
     }
     root = str(Path(__file__).resolve().parents[2])
     inherited = kept.get("PYTHONPATH")

@@ -22,6 +22,16 @@ def test_a_launchers_variables_do_not_reach_the_child() -> None:
     assert child_environment({"PYTHONPATH": "/mine"})["PYTHONPATH"] == f"{root}{os.pathsep}/mine"
 
 
+def test_secrets_do_not_reach_the_child() -> None:
+    secrets = ["WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MY_API_KEY", "CI_JOB_TOKEN", "github_token"]
+    secrets += ["AWS_SECRET_ACCESS_KEY", "CLIENT_SECRET", "SECRET_KEY_BASE", "DB_PASSWORD", "TOKEN"]
+    plain = {
+        name: "kept" for name in ("TOKENIZERS_PARALLELISM", "HF_HOME", "OMP_NUM_THREADS", "VLLM_CPU_KVCACHE_SPACE")
+    }
+    kept = child_environment({name: "hidden" for name in secrets} | plain)
+    assert kept.keys() == plain.keys() | {"PYTHONPATH"}
+
+
 def test_an_unknown_kind_starts_nothing() -> None:
     with pytest.raises(ValueError, match="rollout.engine=sglang: must be one of vllm, transformers"):
         EngineProcess("sglang", SETTINGS)
