@@ -3,8 +3,8 @@
     python examples/digits/quickstart.py [--directory runs/quickstart] [--seed 0]
 
 It draws the task (scikit-learn's scans of handwritten digits), makes a policy with random weights, warms it up on
-demonstrations, trains it by APO with rollouts from vLLM, and leaves a report. Finished stages are not done again; an
-interrupted stage goes on from its last checkpoint.
+demonstrations, trains it by APO with rollouts from vLLM, and leaves a report. Finished stages are not done again, so
+each seed needs a directory of its own; an interrupted stage goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -45,6 +45,16 @@ def make_task_and_policy(directory: Path) -> None:
         make_policy(directory / "policy", seed=0)
 
 
+def remove_unfinished(target: Path) -> None:
+    """Removes a run that was interrupted before its first checkpoint: nothing in it can be continued.
+
+    Raises ValueError, and removes nothing, when ``target`` is not the directory of a run.
+    """
+    if target.is_symlink() or not target.is_dir() or (any(target.iterdir()) and not (target / "config.yaml").is_file()):
+        raise ValueError(f"{target} was not written by a run; move it away, or give another --directory")
+    shutil.rmtree(target)
+
+
 def run_stage(command: str, directory: Path, run: str, seed: int, model: Path, settings: list[str]) -> None:
     """Runs ``python -m megatron_apo <command>`` on the example's YAML file; goes on where an earlier one stopped."""
     target = directory / run
@@ -55,7 +65,7 @@ def run_stage(command: str, directory: Path, run: str, seed: int, model: Path, s
     if any((target / "checkpoints").glob("step_*/loop_state.json")):
         options.append("--resume")
     elif target.exists():
-        shutil.rmtree(target)  # interrupted before its first checkpoint: nothing in it can be continued
+        remove_unfinished(target)
     task = directory / "task"
     overrides = {
         "run.directory": target,
@@ -74,7 +84,7 @@ def main() -> int:
     """Runs every stage that is not done yet; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, default=REPOSITORY / "runs" / "quickstart", help="where it all goes")
-    parser.add_argument("--seed", type=int, default=0, help="of APO: the order of its questions and its sampling")
+    parser.add_argument("--seed", type=int, default=0, help="of APO's questions and sampling; one --directory each")
     options, settings = parser.parse_known_args()
     unknown = [word for word in settings if not (word.startswith("--") and "." in word)]
     if unknown:
@@ -88,6 +98,9 @@ def main() -> int:
         run_stage("sft", directory, "sft", 0, directory / "policy", [])
         say("APO: vLLM draws, Megatron-Core learns")
         run_stage("train", directory, "apo", options.seed, directory / "sft" / "export", settings)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except subprocess.CalledProcessError as error:
         print(f"error: {' '.join(map(str, error.cmd[:4]))} ended with status {error.returncode}", file=sys.stderr)
         return error.returncode
