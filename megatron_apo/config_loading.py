@@ -53,11 +53,16 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     """The settings of a run: defaults, then the objective's preset, then the file, then the overrides; validated.
 
     ``path``: a YAML file with the sections of ``Config``; None: the defaults alone. ``overrides``:
-    ``--section.key=value`` (or without the dashes); the value is read as YAML, where text needs no quotes. Raises
-    ValueError for a file that cannot be read, an unknown key (the nearest is suggested), a wrong type and a value that
-    cannot work.
+    ``--section.key=value`` (or without the dashes); the value is read as YAML, where text needs no quotes. An override
+    of ``objective.name`` takes the file's objective out of its old preset: what the file repeats of that preset and of
+    the defaults makes room for the new one, what it says otherwise stays. Raises ValueError for a file that cannot be
+    read, an unknown key (the nearest is suggested), a wrong type and a value that cannot work.
     """
     tree = {} if path is None else _read(Path(path))
+    given: _Tree = {}
+    for override in overrides:
+        _apply(given, override)
+    _leave_preset(tree, given)
     for override in overrides:
         _apply(tree, override)
     objective = tree.get("objective")
@@ -128,6 +133,31 @@ def _preset(name: str) -> Mapping[str, Any]:
     if name not in PRESETS:
         raise ValueError(f"objective.name={name}: must be one of {', '.join(PRESETS)}{_nearest(name, list(PRESETS))}")
     return PRESETS[name]
+
+
+def _leave_preset(tree: _Tree, given: _Tree) -> None:
+    """Drops from the file's ``tree`` what its own objective resolves to, when the overrides ``given`` name another.
+
+    A written-out file (``dump_config``) holds every value of its preset: they would hold on to it under a new name.
+    """
+    objective, name = tree.get("objective"), given.get("objective", {}).get("name")
+    if not isinstance(objective, dict):
+        return
+    own = objective.get("name", "apo")
+    if name is not None and name != own and isinstance(own, str) and own in PRESETS:
+        resolved = _merged(dataclasses.asdict(Config().objective), PRESETS[own])
+        tree["objective"] = _without(objective, {**resolved, "name": own})
+
+
+def _without(tree: _Tree, known: Mapping[str, Any]) -> _Tree:
+    """``tree`` without the values that ``known`` holds too."""
+    kept: _Tree = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and isinstance(known.get(key), Mapping):
+            kept[key] = _without(value, known[key])
+        elif key not in known or value != known[key]:
+            kept[key] = value
+    return kept
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> _Tree:

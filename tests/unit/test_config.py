@@ -67,6 +67,35 @@ def test_explicit_keys_override_the_preset(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, "objective:\n"), []).objective == preset.objective
 
 
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_another_objective_for_a_written_out_file(name: str, tmp_path: Path) -> None:
+    """Every value of the old preset is in the file, and none of them may stay under the new name."""
+    for own in ("apo", "grpo", "dr_grpo"):
+        path = write(tmp_path, dump_config(load_config(None, [f"--objective.name={own}", "--run.steps=400"])))
+        config = load_config(path, [f"--objective.name={name}"])
+        assert config.objective == load_config(None, [f"--objective.name={name}", "--run.steps=400"]).objective
+        assert config.run.steps == 400
+
+
+def test_another_objective_keeps_what_the_file_says_otherwise(tmp_path: Path) -> None:
+    path = write(tmp_path, dump_config(load_config(None, ["--objective.stcr.base=1.02", "--objective.clip_high=0.3"])))
+    grpo = load_config(path, ["--objective.name=grpo"]).objective
+    assert (grpo.stcr.enabled, grpo.dads.enabled, grpo.kl.coefficient, grpo.reduction) == (
+        False,
+        False,
+        0.04,
+        "sequence_mean",
+    )
+    assert (grpo.stcr.base, grpo.clip_high, grpo.advantage.epsilon) == (1.02, 0.3, 1e-4)
+    dads = load_config(path, ["--objective.name=apo_dads_only"]).objective
+    assert (dads.stcr.enabled, dads.dads.enabled, dads.stcr.base) == (False, True, 1.02)
+    # an option is kept though it says what the old preset said; the file's own name changes nothing
+    words = ["--objective.name=grpo", "--objective.kl.coefficient=0.001", "--objective.stcr.enabled=true"]
+    kept = load_config(path, words).objective
+    assert (kept.kl.coefficient, kept.stcr.enabled) == (0.001, True)
+    assert load_config(path, ["--objective.name=apo"]) == load_config(path)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
