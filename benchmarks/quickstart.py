@@ -50,7 +50,9 @@ def time_help(runs: int = 5) -> float:
     seconds = []
     for _ in range(runs):
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "megatron_apo", "--help"], cwd=REPOSITORY, check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "megatron_apo", "--help"], cwd=REPOSITORY, check=True, capture_output=True
+        )
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
 
