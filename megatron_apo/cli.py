@@ -18,13 +18,16 @@ from megatron_apo.config import Config
 _DESCRIPTION = "Reinforcement learning of Qwen2.5-VL with APO on Megatron-Core, rollouts from a weight-synced vLLM."
 _EXAMPLES = """\
 examples:
-  python -m megatron_apo sft      --config examples/digits/sft.yaml
-  python -m megatron_apo train    --config examples/digits/apo.yaml
-  python -m megatron_apo train    --config examples/digits/apo.yaml --objective.name=grpo --run.directory=runs/grpo
-  python -m megatron_apo train    --config runs/apo/config.yaml --resume
-  python -m megatron_apo evaluate --model runs/apo/export --data digits/test.jsonl --output test.json
-  python -m megatron_apo report   runs/apo
-  torchrun --nproc-per-node 2 -m megatron_apo train --config FILE.yaml --parallel.tensor=2
+  (from the repository root, after make quickstart and . .venv/bin/activate)
+  python -m megatron_apo sft      --config runs/quickstart/sft/config.yaml --run.directory=runs/sft
+  python -m megatron_apo train    --config runs/quickstart/apo/config.yaml --run.directory=runs/mine \\
+                                  --objective.name=grpo
+  python -m megatron_apo train    --config runs/mine/config.yaml --resume
+  python -m megatron_apo evaluate --config runs/quickstart/apo/config.yaml --model runs/quickstart/apo/export \\
+                                  --output test.json
+  python -m megatron_apo report   runs/quickstart/apo
+  torchrun --nproc-per-node 2 -m megatron_apo train --config runs/quickstart/apo/config.yaml \\
+                                  --run.directory=runs/two --parallel.tensor=2
 
 Every setting is a key of the YAML file and an option --section.key=value, the value written as in YAML; an option
 overrides the file. megatron_apo/config.py lists them all with their defaults. Exit status 2: an error that you can

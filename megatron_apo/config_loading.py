@@ -297,6 +297,12 @@ def validate(config: Config) -> None:
             f"evaluation.samples={config.evaluation.samples}: must be 1 with evaluation.temperature=0; greedy "
             "responses are all the same"
         )
+    updates, prompts = config.training.updates_per_rollout, config.rollout.prompts_per_step
+    if updates > prompts:
+        raise ValueError(
+            f"training.updates_per_rollout={updates}: must not exceed rollout.prompts_per_step={prompts}; an update "
+            "needs a prompt of its own"
+        )
     if config.parallel.sequence and config.parallel.tensor == 1:
         raise ValueError(
             "parallel.sequence=true: must be false with parallel.tensor=1; it splits the sequence over the tensor ranks"
@@ -342,17 +348,27 @@ def check_length(config: Config) -> None:
         )
 
 
-def check_layout(parallel: ParallelConfig, world_size: int, *, heads: int, kv_heads: int, layers: int) -> int:
+def check_layout(
+    parallel: ParallelConfig,
+    world_size: int,
+    *,
+    heads: int,
+    kv_heads: int,
+    layers: int,
+    cut: Mapping[str, int] | None = None,
+) -> int:
     """The data-parallel size; ValueError naming every factor and everything wrong with the layout.
 
-    ``heads``, ``kv_heads``, ``layers``: of the language model.
+    ``heads``, ``kv_heads``, ``layers``: of the language model; ``cut``: further sizes that tensor ranks share.
     """
     tensor, pipeline, context = parallel.tensor, parallel.pipeline, parallel.context
     model_parallel = tensor * pipeline * context
     problems = []
     if world_size % model_parallel:
         problems.append(f"world {world_size} is not a multiple of tensor × pipeline × context = {model_parallel}")
-    for name, count in (("heads", heads), ("kv_heads", kv_heads)):
+    if context > 1:
+        problems.append(f"context {context} must be 1, there is no context parallelism yet")
+    for name, count in {"heads": heads, "kv_heads": kv_heads, **(cut or {})}.items():
         if count % tensor:
             problems.append(f"{name} {count} is not a multiple of tensor {tensor}")
     if layers % pipeline:

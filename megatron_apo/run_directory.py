@@ -13,7 +13,14 @@ from megatron_apo.config_loading import dump_config
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.parallel.status import phase
 
-_MAY_DIFFER = ("run.steps", "run.save_every", "run.keep_checkpoints", "run.evaluate_every", "run.threads", "logging.")
+# What a run is made of stays; how long, where and on what it runs may change.
+_MAY_DIFFER = (
+    *("run.directory", "run.steps", "run.save_every", "run.keep_checkpoints", "run.evaluate_every", "run.threads"),
+    *("parallel.tensor", "parallel.pipeline", "parallel.sequence", "parallel.timeout_seconds"),
+    *("rollout.placement", "rollout.kv_cache_gib", "rollout.gpu_memory_utilization", "rollout.timeout_seconds"),
+    *("rewards.workers", "rewards.timeout_seconds", "training.tokens_per_microbatch", "training.logits_chunk_tokens"),
+    "logging.",
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ def check_claim(config: Config, *, resume: bool) -> None:
     """Refuses a directory that the run must not write into; writes nothing.
 
     Raises ValueError when a new run would write into another run's directory, and when a resumed run has other
-    settings than it began with (its length, logging and saving may change).
+    settings than it began with (its length, layout, resources and logging may change).
     """
     directory = RunDirectory(Path(config.run.directory))
     if resume:
@@ -74,6 +81,11 @@ def check_claim(config: Config, *, resume: bool) -> None:
                 f"{'; '.join(changed)}; put them back, or start a new run in another directory"
             )
     elif directory.root.exists() and (not directory.root.is_dir() or any(directory.root.iterdir())):
+        if directory.config.exists() and not any(directory.checkpoints.glob("step_*")):
+            raise ValueError(
+                f"run.directory={directory.root}: holds a run without a checkpoint, which cannot be continued; remove "
+                "the directory if that run has ended, or give another --run.directory"
+            )
         what = "holds another run" if directory.config.exists() else "is not empty"
         raise ValueError(
             f"run.directory={directory.root}: {what}; continue it with --resume, or give another --run.directory"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import yaml
@@ -49,6 +50,15 @@ def supervised_samples(
     ]
 
 
+def _require_demonstrations(prompts: Sequence[Prompt]) -> None:
+    without = [prompt.id for prompt in prompts if not prompt.demonstration]
+    if without:
+        raise ValueError(
+            f"data.train: {len(without)} of {len(prompts)} rows have no demonstration, the first: "
+            f"{', '.join(without[:10])}; supervised training needs one in every row"
+        )
+
+
 def _works(prompts: Sequence[Prompt], builder: PromptBuilder, config: Config, groups: Groups) -> list[ReplicaWork]:
     samples = supervised_samples(prompts, builder, reduction=config.objective.reduction)
     return distribute(
@@ -64,7 +74,10 @@ def _train(config: Config, groups: Groups, directory: RunDirectory, *, resume: b
     builder = PromptBuilder(config.model.path, config.data)
     state = build_training_state(config, groups, updates=config.run.steps, reference=False)
     settings = TrainerSettings(
-        config.objective, head_settings(config, builder.forbidden_token_ids, state.shape.vocab), supervised=True
+        config.objective,
+        # Imitation is of the plain softmax, whatever temperature the policy is sampled at later.
+        replace(head_settings(config, builder.forbidden_token_ids, state.shape.vocab), temperature=1.0),
+        supervised=True,
     )
     trainer = Trainer(state, groups, settings, pixel_values=builder.pixel_values)
     done = LoopState(0, 0, 0)
@@ -76,6 +89,7 @@ def _train(config: Config, groups: Groups, directory: RunDirectory, *, resume: b
     with phase(groups, "start"):
         if groups.is_controller:
             prompts = read_prompts(builder, config.data.train, config.data.image_root)
+            _require_demonstrations(prompts)
             claim(config, resume=resume)
             writers = open_writers(
                 directory.root,

@@ -54,6 +54,8 @@ def evaluate(config: Config, *, output: str | None) -> None:
 
     if output is not None and Path(output).exists():
         raise ValueError(f"--output {output}: exists already; give another name or move it away")
+    if output is not None and not Path(output).parent.is_dir():
+        raise ValueError(f"--output {output}: no directory {Path(output).parent}; make it first")
     builder = PromptBuilder(config.model.path, config.data)
     prompts = read_prompts(builder, config.data.test, config.data.image_root)
     engine = build_engine(config, builder.forbidden_token_ids, in_process=True)

@@ -143,7 +143,10 @@ def load_checkpoint(state: TrainingState, groups: Groups, directory: Path) -> Lo
     """Loads the newest checkpoint under ``directory``; ValueError when there is none. All ranks call it together."""
     steps = saved_steps(directory)
     if not steps:
-        raise ValueError(f"{directory}: no checkpoint to resume from; start the run without --resume")
+        raise ValueError(
+            f"{directory}: the run has no checkpoint to resume from; remove its directory and start it without "
+            "--resume, or give another --run.directory"
+        )
     path = checkpoint_path(directory, steps[-1])
     _prepare_adam_state(state.optimizer)
     loaded = dist_checkpointing.load(_sharded_state(state, is_loading=True), str(path))

@@ -51,11 +51,28 @@ def build_settings(config: Config) -> BuildSettings:
     )
 
 
+def _check_layout(config: Config, shape: Qwen25VLShape, world_size: int) -> None:
+    vision = shape.vision
+    check_layout(
+        config.parallel,
+        world_size,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        layers=shape.layers,
+        cut={
+            "ffn": shape.ffn,
+            "vision heads": vision.heads,
+            "vision ffn": vision.ffn,
+            "vision merger": vision.hidden * vision.spatial_merge_size**2,
+        },
+    )
+
+
 def check_model_layout(config: Config) -> None:
     """ValueError naming everything wrong with the layout for this model and this many processes; starts nothing."""
     register_missing_operators()  # before transformers is first imported
     shape = read_shape(config.model.path)
-    check_layout(config.parallel, launched_processes(), heads=shape.heads, kv_heads=shape.kv_heads, layers=shape.layers)
+    _check_layout(config, shape, launched_processes())
 
 
 def build_stage(shape: Qwen25VLShape, settings: BuildSettings, groups: Groups, directory: str | Path) -> Qwen25VLModel:
@@ -116,7 +133,7 @@ def build_training_state(config: Config, groups: Groups, *, updates: int, refere
     Raises ValueError for an impossible layout or a directory that is not a whole Qwen2.5-VL checkpoint.
     """
     shape, settings = read_shape(config.model.path), build_settings(config)
-    check_layout(config.parallel, groups.world_size, heads=shape.heads, kv_heads=shape.kv_heads, layers=shape.layers)
+    _check_layout(config, shape, groups.world_size)
     model = build_stage(shape, settings, groups, config.model.path)
     model.config.finalize_model_grads_func = finalize_model_grads
     distributed = config.parallel.distributed_optimizer

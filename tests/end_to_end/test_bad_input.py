@@ -103,6 +103,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, digits_tas
     (root / "taken").mkdir()
     taken = load_config(root / "good.yaml", [f"--run.directory={root}/taken"])
     (root / "taken" / "config.yaml").write_text(dump_config(taken))
+    (root / "taken" / "checkpoints" / "step_000001").mkdir(parents=True)
     return root
 
 

@@ -1,4 +1,4 @@
-"""The whole loop through the command line, small: Megatron-Core trains, vLLM draws, on one process and on two."""
+"""The whole loop through the command line, small: Megatron-Core trains, vLLM draws, on one process and on several."""
 
 from __future__ import annotations
 
@@ -241,13 +241,25 @@ def test_a_resumed_run_may_be_longer() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1 - 2 / 8)
 
 
-@pytest.mark.parametrize("layout", ["tensor", "pipeline"])
-def test_two_ranks_train_live_with_one_engine(layout: str, config: Path, root: Path) -> None:
-    run, steps = root / layout, 3
-    words = [f"--parallel.{layout}=2", f"--run.directory={run}", f"--run.steps={steps}", "--run.evaluate_every=0"]
-    command("train", "--config", str(config), *words, ranks=2)
+@pytest.mark.parametrize(
+    ("layout", "ranks"),
+    [
+        (("tensor=2",), 2),
+        (("pipeline=2",), 2),
+        (("tensor=1",), 2),  # two data-parallel replicas
+        (("tensor=2", "pipeline=2"), 4),
+    ],
+    ids=["tensor", "pipeline", "data", "tensor-pipeline"],
+)
+def test_several_ranks_train_live_with_one_engine(
+    layout: tuple[str, ...], ranks: int, config: Path, root: Path
+) -> None:
+    run = root / f"{'_'.join(layout)}_of_{ranks}"
+    words = [f"--parallel.{size}" for size in layout]
+    words += [f"--run.directory={run}", "--run.steps=2", "--run.evaluate_every=0", "--data.test="]
+    command("train", "--config", str(config), *words, ranks=ranks)
     found = steps_of(run)
-    assert [step["sync/version"] for step in found] == [1, 2, 3]
+    assert [step["sync/version"] for step in found] == [1, 2]
     assert all(0 <= step["sync/logprob_difference_mean"] < GATE for step in found)
     assert found[-1]["kl/raw"] > 1e-4
     exported = load_file(run / "export" / "model.safetensors")

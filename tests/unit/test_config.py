@@ -121,6 +121,7 @@ def test_another_objective_keeps_what_the_file_says_otherwise(tmp_path: Path) ->
         ("--rollout.engine=vlm", "rollout.engine=vlm: must be one of vllm, transformers"),
         ("--optimizer.minimum_learning_rate=1", "must not exceed optimizer.learning_rate=1e-06"),
         ("--evaluation.samples=4", "evaluation.samples=4: must be 1 with evaluation.temperature=0"),
+        ("--training.updates_per_rollout=33", "must not exceed rollout.prompts_per_step=32"),
         ("--parallel.sequence=true", "parallel.sequence=true: must be false with parallel.tensor=1"),
         ("--objective.stcr.base=1", "objective.stcr.base=1.0: must be above 1"),
     ],

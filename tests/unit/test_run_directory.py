@@ -33,6 +33,9 @@ def test_an_empty_directory_may_be_claimed(tmp_path: Path) -> None:
 
 def test_another_runs_directory_is_refused_and_untouched(tmp_path: Path) -> None:
     claim(config_in(tmp_path / "a"), resume=False)
+    with pytest.raises(ValueError, match="holds a run without a checkpoint.*remove the directory.*or give another"):
+        claim(config_in(tmp_path / "a"), resume=False)
+    (tmp_path / "a" / "checkpoints" / "step_000002").mkdir()
     before = contents(tmp_path)
     with pytest.raises(ValueError, match=r"run\.directory=.*a: holds another run; continue it with --resume"):
         claim(config_in(tmp_path / "a", "--run.seed=5"), resume=False)
@@ -67,6 +70,14 @@ def test_a_resumed_run_may_be_longer_and_log_differently(tmp_path: Path) -> None
     claim(config_in(tmp_path / "a"), resume=False)
     longer = config_in(tmp_path / "a", "--run.steps=500", "--run.save_every=7", "--logging.progress=false")
     assert load_config(claim(longer, resume=True).config) == longer
+
+
+def test_a_resumed_run_may_have_another_layout(tmp_path: Path) -> None:
+    claim(config_in(tmp_path / "a"), resume=False)
+    words = ["--parallel.tensor=2", "--rewards.workers=3", "--rollout.kv_cache_gib=2"]
+    claim(config_in(tmp_path / "a", *words), resume=True)
+    with pytest.raises(ValueError, match="parallel.distributed_optimizer: False -> True; put"):
+        claim(config_in(tmp_path / "a", "--parallel.distributed_optimizer=true"), resume=True)
 
 
 def test_settings_that_changed_are_named(tmp_path: Path) -> None:
