@@ -120,13 +120,13 @@ def _plan(parts: LoopParts, shaped: ShapedStep, step: int) -> list[ReplicaWork]:
     )
 
 
-def _gate(parts: LoopParts, metrics: dict[str, float], seen: dict[str, float]) -> None:
+def _gate(parts: LoopParts, metrics: dict[str, float], worst_token: Callable[[], str], seen: dict[str, float]) -> None:
     """Before an optimizer step: do engine and trainer give the sampled tokens the same probability?"""
     mean = metrics["gate/sum"] / max(metrics["gate/count"], 1.0)
     seen["sync/logprob_difference_mean"] = mean
     seen["sync/logprob_difference_max"] = metrics["gate/max"]
     if parts.enforce_gate:
-        check_logprob_agreement(mean, metrics["gate/max"], None, parts.config.sync.logprob_gate)
+        check_logprob_agreement(mean, metrics["gate/max"], worst_token, parts.config.sync.logprob_gate)
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def run_step(parts: LoopParts, step: int, version: int, timer: PhaseTimer) -> St
         work = scatter_work(works, groups)
     agreement: dict[str, float] = {}
     with timer.phase("update"):
-        updates = parts.trainer.step(work, lambda metrics: _gate(parts, metrics, agreement))
+        updates = parts.trainer.step(work, lambda metrics, worst_token: _gate(parts, metrics, worst_token, agreement))
     with timer.phase("sync"):
         synced = parts.sync(version + 1)
     metrics = _mean_over_updates(updates) | agreement | synced

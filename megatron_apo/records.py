@@ -8,7 +8,7 @@ Shape suffixes: T packed tokens, N packed sequences, K image tokens, L patches, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -113,6 +113,7 @@ class TrainingSample:
     policy_weight: float = 0.0
     kl_token_weight: float = 0.0
     rollout_logprobs: tuple[float, ...] = ()
+    prompt_id: str = ""  # for messages
 
     @property
     def length(self) -> int:
@@ -146,7 +147,6 @@ class Microbatch:
     image_grids: tuple[tuple[int, int, int], ...] = ()
     image_positions_K: torch.Tensor | None = None  # int64
     image_features_K: torch.Tensor | None = None  # int64
-    sequence_ids_T: torch.Tensor | None = field(default=None)  # int64, which packed sequence a token belongs to
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,6 @@ def build_microbatch(
         image_grids=tuple(image.grid_thw for image in unique),
         image_positions_K=torch.from_numpy(image_positions).to(device) if unique else None,
         image_features_K=torch.from_numpy(image_features).to(device) if unique else None,
-        sequence_ids_T=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device),
     )
 
 

@@ -146,4 +146,5 @@ def _sample(
         policy_weight=policy_weight,
         kl_token_weight=kl_token_weight,
         rollout_logprobs=rollout.logprobs,
+        prompt_id=group.prompt.id,
     )

@@ -1,4 +1,4 @@
-"""Metrics from the ranks that compute them to every rank."""
+"""Metrics and messages from the ranks that know them to every rank."""
 
 from __future__ import annotations
 
@@ -11,6 +11,27 @@ import torch.distributed as dist
 from megatron_apo.parallel.groups import Groups
 
 
+def share_text(text: str, groups: Groups) -> str:
+    """The text of the lowest rank that has one, on every rank; empty when none has. All ranks call it together."""
+    if groups.world_size == 1:
+        return text
+    source = torch.tensor([groups.rank if text else groups.world_size])
+    dist.all_reduce(source, op=dist.ReduceOp.MIN, group=groups.control)
+    speaker = int(source)
+    if speaker == groups.world_size:
+        return ""
+    encoded = text.encode() if groups.rank == speaker else b""
+    length = torch.tensor([len(encoded)])
+    dist.broadcast(length, speaker, group=groups.control)
+    buffer = (
+        torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
+        if encoded
+        else torch.empty(int(length), dtype=torch.uint8)
+    )
+    dist.broadcast(buffer, speaker, group=groups.control)
+    return buffer.numpy().tobytes().decode()
+
+
 def reduce_metrics(sums: Mapping[str, float], groups: Groups, *, maxima: Collection[str] = ()) -> dict[str, float]:
     """Adds ``sums`` over the data-parallel replicas (takes the largest of those in ``maxima``), result on every rank.
 
@@ -20,14 +41,8 @@ def reduce_metrics(sums: Mapping[str, float], groups: Groups, *, maxima: Collect
     if groups.world_size == 1:
         return dict(sums)
     contributes = groups.last_stage and groups.tensor_rank == 0
-    text = "\n".join(sorted(sums)).encode() if contributes and groups.data_rank == 0 else b""
-    length = torch.tensor([len(text)])
-    dist.all_reduce(length, op=dist.ReduceOp.MAX, group=groups.control)
-    buffer = torch.zeros(int(length), dtype=torch.uint8)
-    if text:
-        buffer = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    dist.all_reduce(buffer, op=dist.ReduceOp.MAX, group=groups.control)
-    names = bytes(buffer.tolist()).decode().split("\n") if len(buffer) else []
+    text = share_text("\n".join(sorted(sums)) if contributes and groups.data_rank == 0 else "", groups)
+    names = text.split("\n") if text else []
     added = torch.tensor([sums[n] if contributes and n not in maxima else 0.0 for n in names], dtype=torch.float64)
     largest = torch.tensor([sums[n] if contributes and n in maxima else -math.inf for n in names], dtype=torch.float64)
     dist.all_reduce(added, group=groups.control)

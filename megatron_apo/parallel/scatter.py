@@ -39,7 +39,8 @@ def encode(work: ReplicaWork) -> bytes:
         "scalars": torch.tensor([[getattr(s, name) for name in _SCALARS] for s in samples], dtype=torch.float64),
     }
     images = [[[image.path, image.sha256, list(image.grid_thw)] for image in sample.images] for sample in samples]
-    header = {"updates": work.updates, "scalars": work.scalars, "images": images}
+    prompts = [sample.prompt_id for sample in samples]
+    header = {"updates": work.updates, "scalars": work.scalars, "images": images, "prompts": prompts}
     return save(tensors, metadata={"work": json.dumps(header)})
 
 
@@ -63,6 +64,7 @@ def decode(payload: bytes) -> ReplicaWork:
                 response_ids=tuple(ids[token + prompt : token + prompt + response]),
                 images=tuple(PromptImage(path, sha, tuple(grid)) for path, sha, grid in header["images"][row]),
                 rollout_logprobs=tuple(logprobs[value : value + known]),
+                prompt_id=header["prompts"][row],
                 **dict(zip(_SCALARS, scalars[row], strict=True)),
             )
         )

@@ -123,12 +123,16 @@ def scoring_step(head: HeadSettings, groups: Groups) -> Callable[[Iterator[Micro
 
 
 def agreement_sums(logprobs: torch.Tensor, rollout_logprobs: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Sum, count and maximum of |trainer - engine| log-probability over tokens: what the gate judges."""
+    """Sum, count and maximum of |trainer - engine| log-probability over tokens: what the gate judges.
+
+    ``gate/row`` is the row of the maximum in this microbatch (0 without rows), not a sum.
+    """
     difference = (logprobs.detach() - rollout_logprobs).abs().double()
     return {
         "gate/sum": difference.sum(),
         "gate/count": torch.tensor(float(difference.numel()), dtype=torch.float64, device=logprobs.device),
         "gate/max": difference.max() if difference.numel() else difference.new_zeros(()),
+        "gate/row": difference.argmax().double() if difference.numel() else difference.new_zeros(()),
     }
 
 

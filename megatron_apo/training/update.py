@@ -16,15 +16,16 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_apo.config import ObjectiveConfig
 from megatron_apo.data.packing import build_microbatch
 from megatron_apo.parallel.groups import Groups
-from megatron_apo.parallel.reduction import reduce_metrics
+from megatron_apo.parallel.reduction import reduce_metrics, share_text
 from megatron_apo.parallel.status import phase
 from megatron_apo.records import Microbatch, PromptImage, ReplicaWork, TrainingSample
 from megatron_apo.training.forward_step import HeadSettings, LossSettings, agreement_sums, scoring_step, training_step
 from megatron_apo.training.setup import TrainingState
 from model_providers.qwen2_5_vl.mrope import mrope_position_ids
 
-BeforeStep = Callable[[dict[str, float]], None]
+BeforeStep = Callable[[dict[str, float], Callable[[], str]], None]
 _MAXIMA = ("gate/max",)
+_PLACES = ("gate/row",)  # where a microbatch's maximum lies: read for a message, never summed
 
 
 class NonFiniteError(RuntimeError):
@@ -44,10 +45,19 @@ def _sum_over_microbatches(collected: Sequence[dict[str, torch.Tensor]]) -> dict
     if not collected:
         return {}
     totals: dict[str, float] = {}
-    for name in collected[0]:
+    for name in collected[0].keys() - set(_PLACES):
         stacked = torch.stack([item[name].double() for item in collected])
         totals[name] = float(stacked.max() if name in _MAXIMA else stacked.sum())
     return totals
+
+
+def _describe_token(batch: Microbatch, samples: Sequence[TrainingSample], row: int) -> str:
+    """Prompt and response position of response row ``row`` of a packed microbatch."""
+    place = int(batch.response_mask_T.nonzero()[row])
+    sequence = int(torch.searchsorted(batch.cu_seqlens, place, right=True)) - 1
+    sample = samples[batch.sample_indices[sequence]]
+    token = place - int(batch.cu_seqlens[sequence]) - len(sample.prompt_ids) + 1
+    return f"prompt {sample.prompt_id!r}, response token {token} (id {sample.response_ids[token]})"
 
 
 class Trainer:
@@ -116,10 +126,13 @@ class Trainer:
             spread.append(logprobs_T)
         return spread
 
-    def step(self, work: ReplicaWork, before_step: BeforeStep = lambda metrics: None) -> list[dict[str, float]]:
+    def step(
+        self, work: ReplicaWork, before_step: BeforeStep = lambda metrics, worst_token: None
+    ) -> list[dict[str, float]]:
         """All optimizer updates of ``work``; one dictionary of metrics per update, the same on every rank.
 
-        ``before_step`` sees the metrics before the optimizer moves, on every rank alike, and may raise to stop it.
+        ``before_step`` sees the metrics before the optimizer moves, on every rank alike, and may raise to stop it; its
+        second argument, which all ranks call or none, says which token engine and trainer differ most about.
         Raises NonFiniteError when the loss is NaN or infinite; parameters and optimizer are then untouched.
         """
         with phase(self.groups, "microbatches"):  # an image may be missing on one machine only
@@ -130,7 +143,7 @@ class Trainer:
         if len(updates) > 1 and not self.settings.supervised:
             # Later updates see moved weights: agreement and pi_old are taken for all of them before the first.
             updates = self._attach(updates, "old_logprobs_T", self.state.model)
-            before_step(self._agreement(updates))
+            self._check_agreement(updates, work.samples, before_step)
             old = "stored" if old == "current" else old
         results = []
         for index, batches in enumerate(updates):
@@ -142,7 +155,7 @@ class Trainer:
                 supervised=self.settings.supervised,
             )
             gate = before_step if len(updates) == 1 else None
-            results.append(self._update(batches, loss, gate))
+            results.append(self._update(batches, work.samples, loss, gate))
         return results
 
     def _attach(self, updates: list[list[Microbatch]], field: str, model: list[Any]) -> list[list[Microbatch]]:
@@ -161,17 +174,40 @@ class Trainer:
             start += len(batches)
         return cut
 
-    def _agreement(self, updates: list[list[Microbatch]]) -> dict[str, float]:
+    def _check_agreement(
+        self, updates: list[list[Microbatch]], samples: Sequence[TrainingSample], before_step: BeforeStep
+    ) -> None:
+        flat = [batch for batches in updates for batch in batches]
         collected = []
         if self.groups.last_stage:
-            for batch in (batch for batches in updates for batch in batches):
+            for batch in flat:
                 assert batch.old_logprobs_T is not None
                 rows = batch.response_mask_T
                 collected.append(agreement_sums(batch.old_logprobs_T[rows], batch.rollout_logprobs_T[rows]))
-        return reduce_metrics(_sum_over_microbatches(collected), self.groups, maxima=_MAXIMA)
+        metrics = reduce_metrics(_sum_over_microbatches(collected), self.groups, maxima=_MAXIMA)
+        before_step(metrics, lambda: self._worst_token(flat, collected, samples, metrics["gate/max"]))
+
+    def _worst_token(
+        self,
+        batches: Sequence[Microbatch],
+        collected: Sequence[dict[str, torch.Tensor]],
+        samples: Sequence[TrainingSample],
+        largest: float,
+    ) -> str:
+        """Names the token whose log-probabilities differ by ``largest`` (or are NaN), on every rank; collective."""
+        found = ""
+        for batch, item in zip(batches, collected, strict=False):  # stages before the last collected nothing
+            difference = float(item["gate/max"])
+            if not found and (difference == largest or math.isnan(difference)):
+                found = _describe_token(batch, samples, int(item["gate/row"]))
+        return share_text(found, self.groups)
 
     def _update(
-        self, batches: Sequence[Microbatch], loss: LossSettings, before_step: BeforeStep | None
+        self,
+        batches: Sequence[Microbatch],
+        samples: Sequence[TrainingSample],
+        loss: LossSettings,
+        before_step: BeforeStep | None,
     ) -> dict[str, float]:
         state = self.state
         for chunk in state.model:
@@ -188,7 +224,7 @@ class Trainer:
         if not math.isfinite(metrics["loss/total"]):
             raise NonFiniteError(f"loss is {metrics['loss/total']}; the optimizer was not stepped")
         if before_step is not None:
-            before_step(metrics)
+            before_step(metrics, lambda: self._worst_token(batches, collected, samples, metrics["gate/max"]))
         _, gradient_norm, _ = state.optimizer.step()
         metrics["optimizer/learning_rate"] = float(state.optimizer.param_groups[0]["lr"])
         state.scheduler.step(1)

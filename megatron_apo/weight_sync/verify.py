@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 
@@ -66,19 +66,18 @@ def check_receipt(
 
 
 def check_logprob_agreement(
-    mean_difference: float, max_difference: float, worst: tuple[str, int] | None, limit: float
+    mean_difference: float, max_difference: float, worst_token: Callable[[], str], limit: float
 ) -> None:
     """The gate before an optimizer step: mean |trainer - engine| over the sampled tokens must be at most ``limit``.
 
-    ``worst``: prompt id and response token position of ``max_difference``, where known. NaN never passes. Differences
-    in nats.
+    ``worst_token`` says where ``max_difference`` lies; it is called only when the gate closes. NaN never passes.
+    Differences in nats.
     """
     if math.isfinite(mean_difference) and math.isfinite(max_difference) and mean_difference <= limit:
         return
-    where = "" if worst is None else f": prompt {worst[0]!r}, response token {worst[1]}"
     raise LogprobGateError(
         f"engine and trainer disagree on the sampled tokens: mean |difference| {mean_difference:.3g} is above "
-        f"sync.logprob_gate={limit:g} (largest {max_difference:.3g}{where}). "
+        f"sync.logprob_gate={limit:g} (largest {max_difference:.3g}: {worst_token()}). "
         "In float32 about 1e-6 is normal and in bfloat16 about 1e-2; more means that the engine holds other weights, "
         "samples from another distribution, or sees other images. No step was taken; check the weight sync, or raise "
         "the gate if the model's dtype explains the difference"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from megatron_apo.config import DataConfig
 from megatron_apo.config_loading import load_config
 from megatron_apo.data.prompts import PromptBuilder
 from megatron_apo.evaluation.evaluate import read_prompts
-from megatron_apo.records import Rollout, RolloutGroup
+from megatron_apo.records import ReplicaWork, Rollout, RolloutGroup
 from megatron_apo.rollout.engine import SamplingSettings
 from megatron_apo.rollout.record_files import write_step
 from megatron_apo.training.forward_step import unwrap
+from megatron_apo.training.update import BeforeStep, Trainer
 from megatron_apo.weight_sync.export import export_tensors, main_gradients
+
+FAR_OFF = -60.0  # the engine's log-probability of one token of each recorded step
 
 
 def randomised_checkpoint(source: Path, target: Path, *, seed: int) -> Path:
@@ -49,6 +53,8 @@ def record_rollouts(policy: Path, task: Path, directory: Path, *, steps: int, pr
                 text = prompt.demonstration if right else "<think>" + "7" * dice.randint(1, 20) + "</think>"
                 ids = builder.response_ids(text) if right else tuple(dice.choices(allowed, k=dice.randint(1, 30)))
                 logprobs = tuple(-6.0 + dice.random() for _ in ids)
+                if len(groups) == 3 and index == 1:  # one token that no layout may take for another
+                    logprobs = (*logprobs[:-1], FAR_OFF)
                 rollouts.append(Rollout(prompt.id, index, ids, logprobs, text, "stop", step - 1))
             groups.append(RolloutGroup(prompt, tuple(rollouts)))
         write_step(directory, step, groups, weight_version=0, sampling=SamplingSettings(group, 32, 1.0))
@@ -56,7 +62,10 @@ def record_rollouts(policy: Path, task: Path, directory: Path, *, steps: int, pr
 
 
 def replay(directory: Path, config: str, overrides: list[str]) -> None:
-    """Trains on recorded rollouts through the product's own ``train``; keeps the gradients of every update."""
+    """Trains on recorded rollouts through the product's own ``train``.
+
+    Keeps the gradients of every update, and which token each rank names when the gate asks for the worst.
+    """
     settings = load_config(config, [*overrides, f"--run.directory={directory / 'run'}"])
     build = compose.build_training_state
     updates = iter(range(1, 1000))
@@ -74,5 +83,16 @@ def replay(directory: Path, config: str, overrides: list[str]) -> None:
         state.optimizer.step = watched_step
         return state
 
+    train_step = Trainer.step
+
+    def step_and_ask(self: Trainer, work: ReplicaWork, before_step: BeforeStep) -> list[dict[str, float]]:
+        def ask(metrics: dict[str, float], worst_token: Callable[[], str]) -> None:
+            with (directory / f"worst_{self.groups.rank}.txt").open("a") as file:
+                file.write(worst_token() + "\n")
+            before_step(metrics, worst_token)
+
+        return train_step(self, work, ask)
+
     compose.build_training_state = build_and_watch
+    Trainer.step = step_and_ask  # type: ignore[assignment,method-assign]
     compose.train(settings, resume=False)

@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from megatron_apo.rollout.record_files import read_step
 from tests.distributed.launcher import Case, run_cases
 from tests.distributed.layouts import randomised_checkpoint, record_rollouts
 
@@ -70,6 +71,17 @@ def test_metrics_of_each_step_equal_one_process(runs: Path, layout: str) -> None
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
             assert ours[name] == pytest.approx(value, rel=1e-5, abs=1e-5), f"step {step}: {name}"
+
+
+@pytest.mark.parametrize("layout", ["one", *LAYOUTS])
+def test_every_rank_names_the_token_that_engine_and_trainer_differ_most_about(runs: Path, layout: str) -> None:
+    expected = []
+    for step in range(1, 6):
+        rollout = read_step(runs / "rollouts", step)[3].rollouts[1]
+        token = len(rollout.token_ids) - 1
+        expected.append(f"prompt {rollout.prompt_id!r}, response token {token} (id {rollout.token_ids[token]})")
+    found = [path.read_text().splitlines() for path in sorted((runs / "still" / layout).glob("worst_*.txt"))]
+    assert found == [expected] * (1 if layout == "one" else LAYOUTS[layout][0])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -57,7 +57,9 @@ def tamper(directory: Path, config: str) -> None:
 
         assert run.engine is not None
         _engine_parameter(run.engine, TAMPERED)[0] *= 1.5
-        with pytest.raises(LogprobGateError, match=r"above sync\.logprob_gate=0\.0001"):
+        with pytest.raises(
+            LogprobGateError, match=r"above sync\.logprob_gate=0\.0001 .*: prompt .*-\d+.*, response token \d+ "
+        ):
             run_step(parts, 2, 1, PhaseTimer())
         assert _same(good, _trainer_state(run)), "the optimizer must not have moved"
 

@@ -272,7 +272,7 @@ def test_a_tensor_tampered_with_after_a_sync_is_found_by_the_gate(
     def gate() -> None:
         groups = vllm_engine.generate(prompts, SAMPLING)
         differences = reference.differences(prompts, groups)
-        check_logprob_agreement(float(differences.mean()), float(differences.max()), (prompts[0].id, 0), 1e-4)
+        check_logprob_agreement(float(differences.mean()), float(differences.max()), lambda: prompts[0].id, 1e-4)
 
     gate()
     model = vllm_engine._llm.llm_engine.model_executor.driver_worker.model_runner.get_model()

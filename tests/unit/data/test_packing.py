@@ -54,8 +54,6 @@ def test_labels_masks_and_weights_by_hand() -> None:
     assert batch.response_mask_T.int().tolist() == [0, 0, 0, 1, 1, 0, 1, 1, 1, 0]
     assert batch.cu_seqlens.tolist() == [0, 6, 10] and batch.cu_seqlens.dtype == torch.int32
     assert batch.max_seqlen == 6
-    assert batch.sequence_ids_T is not None
-    assert batch.sequence_ids_T.tolist() == [0] * 6 + [1] * 4
     assert batch.advantages_T.tolist() == [0, 0, 0, 0.5, 0.5, 0, -1, -1, -1, 0]
     torch.testing.assert_close(batch.policy_weights_T, torch.tensor([0, 0, 0, 0.1, 0.1, 0, 0.3, 0.3, 0.3, 0]))
     torch.testing.assert_close(batch.kl_token_weights_T, torch.tensor([0, 0, 0, 0.2, 0.2, 0, 0, 0, 0, 0]))

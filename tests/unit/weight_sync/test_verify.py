@@ -70,14 +70,14 @@ def test_a_long_list_is_cut() -> None:
 
 
 def test_the_gate_lets_agreement_through_and_nothing_else() -> None:
-    check_logprob_agreement(1e-4, 0.5, ("p", 0), 1e-4)  # the limit itself passes
+    check_logprob_agreement(1e-4, 0.5, str, 1e-4)  # the limit itself passes
     with pytest.raises(
         LogprobGateError, match=r"0\.0002 is above sync\.logprob_gate=0\.0001.*0\.7: prompt 'p3'.*token 5"
     ):
-        check_logprob_agreement(2e-4, 0.7, ("p3", 5), 1e-4)
+        check_logprob_agreement(2e-4, 0.7, lambda: "prompt 'p3', response token 5", 1e-4)
     for mean, largest in ((math.nan, 0.0), (0.0, math.nan), (math.inf, math.inf)):
         with pytest.raises(LogprobGateError):
-            check_logprob_agreement(mean, largest, ("p", 0), 1e-4)
+            check_logprob_agreement(mean, largest, str, 1e-4)
 
 
 class RecordingEngine:
