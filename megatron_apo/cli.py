@@ -124,9 +124,10 @@ def _set_environment() -> None:
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> None:
-    from megatron_apo.config_loading import check_length
+    from megatron_apo.config_loading import check_evaluation, check_length
 
     config = _training_config(options, overrides)
+    check_evaluation(config)
     check_length(config)
     _prepare_megatron()
     from megatron_apo.compose import train
@@ -136,7 +137,10 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _sft(options: argparse.Namespace, overrides: list[str]) -> None:
+    from megatron_apo.config_loading import check_evaluation
+
     config = _training_config(options, overrides)
+    check_evaluation(config, supervised=True)
     _prepare_megatron()
     from megatron_apo.sft import sft
 

@@ -258,8 +258,8 @@ def _run(run: Run, *, resume: bool) -> None:
     run.evaluate_held_out("after")
     with phase(run.groups, "report"):
         if controller is not None:
-            table = plain_table(read_evaluations(run.directory.root))
-            say(table)
+            if evaluations := read_evaluations(run.directory.root):  # a replay has no engine to evaluate with
+                say(plain_table(evaluations))
             say(f"report: {write_report(run.directory.root)}")
 
 

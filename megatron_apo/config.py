@@ -149,6 +149,7 @@ class ObjectiveConfig:
     clip_high: float = 0.2
     reduction: str = "token_mean"  # of the policy loss: token_mean | sequence_mean
     mask_truncated: bool = False  # leave responses without an end token out of the loss
+    drop_zero_variance: bool = False  # leave groups whose rewards are all equal out of the loss
     old_logprobs: str = "trainer"  # trainer | engine
 
 

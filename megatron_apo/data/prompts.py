@@ -220,7 +220,7 @@ class PromptStream:
     """Which prompts each step takes: every prompt once an epoch, each epoch in an order of its own.
 
     The order is the concatenation of the epochs' orders, so a step that crosses an epoch's end may see a prompt a
-    second time. ``state()`` is the number of prompts taken, exact whatever the step's size is after a resume.
+    second time. It is a function of seed and step alone, so a resumed run needs no state of it.
     """
 
     def __init__(self, prompts_count: int, prompts_per_step: int, seed: int, shuffle: bool = True) -> None:
@@ -231,30 +231,11 @@ class PromptStream:
         self._per_step = prompts_per_step
         self._seed = seed
         self._shuffle = shuffle
-        self._position = 0
         self._orders: OrderedDict[int, list[int]] = OrderedDict()
 
     def indices(self, step: int) -> list[int]:
         """Prompt indices of step ``step`` (from 0), from the step alone."""
-        return self._slice(step * self._per_step)
-
-    def next(self) -> list[int]:
-        """Prompt indices at the current position, which moves on."""
-        taken = self._slice(self._position)
-        self._position += self._per_step
-        return taken
-
-    def state(self) -> int:
-        """Prompts taken so far."""
-        return self._position
-
-    def restore(self, position: int) -> None:
-        """Continues after ``position`` prompts."""
-        if position < 0:
-            raise ValueError(f"position={position}: must not be negative")
-        self._position = position
-
-    def _slice(self, start: int) -> list[int]:
+        start = step * self._per_step
         return [self._order(at // self._count)[at % self._count] for at in range(start, start + self._per_step)]
 
     def _order(self, epoch: int) -> list[int]:

@@ -40,6 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "clip_high": 0.2,
         "reduction": "token_mean",
         "mask_truncated": False,
+        "drop_zero_variance": False,
         "old_logprobs": "trainer",
     },
     # GRPO (DeepSeekMath, arXiv:2402.03300, eq. 3 and section 4.2): both terms are means over sequences, KL k3 at 0.04.
@@ -69,9 +70,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kl": {"coefficient": 0.0},
         "reduction": "token_mean",
     },
-    # The loss of DAPO (arXiv:2503.14476, eq. 8): a wider upper clip, token mean, no KL. Its dynamic sampling and
-    # overlong reward are not part of a loss and not here.
+    # The loss of DAPO (arXiv:2503.14476, eq. 8): a wider upper clip, token mean, no KL. Of its dynamic
+    # sampling only the dropping is here, groups are not refilled; nor is its overlong reward.
     "dapo": {
+        "drop_zero_variance": True,
         "kl": {"coefficient": 0.0},
         "clip_low": 0.2,
         "clip_high": 0.28,

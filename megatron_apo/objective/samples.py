@@ -82,7 +82,9 @@ def shape_step(
     The reduction's weights are those of each update's own batch. Responses that the grader could not judge, that
     were aborted, or that ``mask_truncated`` leaves out are no samples. Nor is a response with a token of
     ``forbidden_token_ids``: the policy gives it probability 0, so it was drawn from another one (a recording made
-    elsewhere); such responses are counted in ``rollout/forbidden_tokens``. Raises ValueError when there are fewer
+    elsewhere); such responses are counted in ``rollout/forbidden_tokens``. ``drop_zero_variance`` leaves out groups
+    whose advantages are all 0 (DAPO, arXiv:2503.14476, section 3.2, without its refill), unless an update would be left
+    with nothing. Raises ValueError when there are fewer
     prompts than updates, or nothing is left to train on.
     """
     if len(groups) < updates:
@@ -93,6 +95,7 @@ def shape_step(
     forbidden = frozenset(forbidden_token_ids)
     possible_PG = [[forbidden.isdisjoint(rollout.token_ids) for rollout in group.rollouts] for group in groups]
     shaped, valid = _shape(groups, settings, possible_PG)
+    varied_P = (shaped.advantages_PG != 0).any(dim=1).tolist()
     samples: list[TrainingSample] = []
     batches: list[tuple[int, ...]] = []
     for update in range(updates):
@@ -103,6 +106,8 @@ def shape_step(
             for g in range(len(groups[p].rollouts))
             if _included(groups[p], g, bool(valid[p, g]), settings)
         ]
+        if settings.drop_zero_variance:
+            chosen = [(p, g) for p, g in chosen if varied_P[p]] or chosen
         if not chosen:
             raise ValueError(
                 "no response of this update can be trained on: all were aborted, unjudged, masked or impossible"

@@ -9,6 +9,7 @@ import pytest
 
 from megatron_apo.config import Config, ParallelConfig
 from megatron_apo.config_loading import (
+    check_evaluation,
     check_files,
     check_layout,
     check_length,
@@ -224,3 +225,13 @@ def test_layout() -> None:
         assert part in str(error.value)
     with pytest.raises(ValueError, match=r"data 2 = world 8.*layers 3"):
         check_layout(layout, 8, heads=4, kv_heads=2, layers=3)
+
+
+def test_an_evaluation_that_would_not_take_place_is_refused() -> None:
+    asked = ["--run.evaluate_every=25"]
+    with pytest.raises(ValueError, match=r"run\.evaluate_every=25: needs data\.validation"):
+        check_evaluation(load_config(None, asked))
+    for possible in ([], [*asked, "--data.validation=rows.jsonl"], [*asked, "--rollout.replay=rollouts"]):
+        check_evaluation(load_config(None, possible))
+    with pytest.raises(ValueError, match=r"run\.evaluate_every=25: sft does not evaluate"):
+        check_evaluation(load_config(None, [*asked, "--data.validation=rows.jsonl"]), supervised=True)

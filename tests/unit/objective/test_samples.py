@@ -74,6 +74,18 @@ def test_updates_partition_whole_prompts() -> None:
     assert sorted(i for batch in step.updates for i in batch) == list(range(14))
 
 
+def test_groups_without_contrast_are_dropped_when_asked() -> None:
+    """Of 2 + 4 tokens each weighs a sixth; the all-wrong group and the all-right one are left out."""
+    groups = [group("a", WRONG, WRONG), group("b", RIGHT, WRONG), group("c", RIGHT, RIGHT)]
+    kept = shape_step(groups, replace(PLAIN, drop_zero_variance=True))
+    assert {sample.prompt_id for sample in kept.samples} == {"b"}
+    assert [sample.policy_weight for sample in kept.samples] == pytest.approx([1 / 6, 1 / 6])
+    assert len(kept.shaping) == 3 and kept.metrics["apo/zero_variance_groups"] == pytest.approx(2 / 3)
+    assert len(shape_step(groups, PLAIN).samples) == 6
+    equal = shape_step([groups[0], groups[2]], replace(PLAIN, drop_zero_variance=True))
+    assert len(equal.samples) == 4, "an update with nothing else keeps them"
+
+
 def test_epochs_repeat_the_updates() -> None:
     groups = [group(str(n), RIGHT, WRONG) for n in range(4)]
     step = shape_step(groups, PLAIN, updates=2, epochs=3)
