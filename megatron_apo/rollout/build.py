@@ -47,7 +47,12 @@ def build_engine(config: Config, forbidden_token_ids: Sequence[int], *, in_proce
         engine = EngineProcess(config.rollout.engine, settings, timeout_seconds=config.rollout.timeout_seconds)
         engine.wait_until_ready()  # what it cannot serve is told here, before the run writes anything
         return engine
-    if config.rollout.engine == "vllm":
+    return engine_here(config.rollout.engine, settings)
+
+
+def engine_here(kind: str, settings: EngineSettings) -> RolloutEngine:
+    """Starts the engine ``kind`` (vllm or transformers) in this process."""
+    if kind == "vllm":
         from megatron_apo.rollout.vllm.engine import VllmEngine
 
         return VllmEngine(settings, open_image)

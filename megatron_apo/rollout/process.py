@@ -28,8 +28,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from megatron_apo.records import Prompt, PromptImage, Rollout
+from megatron_apo.records import Prompt, Rollout
 from megatron_apo.rollout import wire
+from megatron_apo.rollout.build import engine_here
 from megatron_apo.rollout.engine import EngineSettings, SamplingSettings, WeightReceipt
 from megatron_apo.rollout.weight_file import weight_file
 
@@ -228,21 +229,6 @@ def _kill(child: subprocess.Popen[bytes], connection: socket.socket) -> None:
         child.wait()
 
 
-def _build(kind: str, settings: EngineSettings) -> Any:
-    from megatron_apo.data.images import load_image
-
-    def load(image: PromptImage) -> Any:
-        return load_image(image.path, sha256=image.sha256)
-
-    if kind == "vllm":
-        from megatron_apo.rollout.vllm.engine import VllmEngine
-
-        return VllmEngine(settings, load)
-    from megatron_apo.rollout.transformers_engine import TransformersEngine
-
-    return TransformersEngine(settings, load)
-
-
 def _answer(engine: Any, body: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> tuple[Any, Any]:
     if body["call"] == "generate":
         prompts = wire.unpack_prompts(body["prompts"], tensors)
@@ -266,7 +252,7 @@ def _serve(connection: socket.socket) -> None:
                 if body["call"] == "start":
                     settings = body["settings"]
                     forbidden = tuple(settings["forbidden_token_ids"])
-                    engine = _build(body["kind"], EngineSettings(**{**settings, "forbidden_token_ids": forbidden}))
+                    engine = engine_here(body["kind"], EngineSettings(**{**settings, "forbidden_token_ids": forbidden}))
                 else:
                     answer, arrays = _answer(engine, body, tensors)
             except ValueError as error:
