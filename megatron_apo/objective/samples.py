@@ -110,8 +110,8 @@ def shape_step(
             chosen = [(p, g) for p, g in chosen if varied_P[p]] or chosen
         if not chosen:
             raise ValueError(
-                "no response of this update can be trained on: all were aborted, unjudged, impossible, or cut and left out "
-                "by objective.mask_truncated=true; raise sampling.max_tokens, or set it to false"
+                "no response of this update can be trained on: all were aborted, unjudged, impossible, or cut and "
+                "left out by objective.mask_truncated=true; raise sampling.max_tokens, or set it to false"
             )
         lengths = torch.tensor([len(groups[p].rollouts[g].token_ids) for p, g in chosen])
         everyone = torch.ones(len(chosen), dtype=torch.bool)
