@@ -18,7 +18,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HERE = REPOSITORY / "examples" / "digits"
-TRAIN_ROWS, VALIDATION_ROWS, TEST_ROWS = 8192, 512, 512
+TRAIN_ROWS, VALIDATION_ROWS, TEST_ROWS = 32768, 512, 512  # rows seen again are memorised: few are
 DEMONSTRATION_ROWS = 384  # the warm start imitates these; the other rows are questions with answers only
 
 
