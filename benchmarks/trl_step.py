@@ -110,6 +110,7 @@ def our_steps(directory: Path, steps: int) -> list[float]:
             "sampling.group_size": RESPONSES,
             "sampling.max_tokens": MAX_TOKENS,
             "sampling.temperature": TEMPERATURE,
+            "objective.drop_zero_variance": "false",
             "data.test": "",
         }
         words = [f"--{key}={value}" for key, value in settings.items()]
