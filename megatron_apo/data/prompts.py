@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from megatron_apo.config import DataConfig
 from megatron_apo.data.images import load_image, load_image_and_digest
@@ -93,7 +94,7 @@ class PromptBuilder:
 
     def build_all(self, rows: Sequence[Row]) -> list[Prompt]:
         """``build`` of every row, in order."""
-        return [self.build(row) for row in rows]
+        return [self.build(row) for row in tqdm(rows, desc="reading", unit="row", delay=2, leave=False, disable=None)]
 
     def pixel_values(self, image: PromptImage) -> torch.Tensor:
         """Normalised patches float32 [L, C] of one image, as the processor cuts them; shared, so treat as read-only.

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 QUESTION = "What is the sum of the two digits?"
 SPLITS = ("train", "validation", "test")
@@ -175,7 +176,8 @@ def write_digits_task(
     (building / "images").mkdir(parents=True)
     for split, count in rows.items():
         lines = []
-        for pair in iterate_pairs(split, count, seed=seed):
+        pairs = iterate_pairs(split, count, seed=seed)
+        for pair in tqdm(pairs, total=count, desc=f"drawing {split}", unit="image", delay=2, leave=False, disable=None):
             row = make_row(pair)
             # Stored, not compressed: the file's bytes do not depend on the machine's zlib.
             render(pair).save(building / row["images"][0], compress_level=0)
