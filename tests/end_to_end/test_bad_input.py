@@ -25,7 +25,8 @@ pytestmark = pytest.mark.slow
 COMMAND = "tests.end_to_end.commands:command"
 LOST = "model.layers.1.self_attn.k_proj.bias"
 
-# name -> (settings beside the good ones, what the one error must say). "{root}" is the directory of the bad files.
+# name -> (words behind the good settings, what the one error must say). "{root}" is the directory of the bad files; the
+# command is train unless the first word names another.
 REFUSED: dict[str, tuple[list[str], str]] = {
     "unknown_key": (["--sampling.grup_size=4"], r"sampling.grup_size: unknown.*did you mean sampling.group_size\?"),
     "wrong_type": (["--run.steps=many"], r"run.steps='many': must be a whole number"),
@@ -56,6 +57,23 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "not_empty": (["--run.directory={root}/other"], r"run.directory=.*/other: is not empty"),
     "nothing_to_resume": (["--resume"], r"run.directory=.*/run: no run there to resume; leave --resume out"),
+    "nothing_to_evaluate": (["--run.evaluate_every=1"], r"run.evaluate_every=1: needs data.validation; give rows"),
+    "no_checkpoint": (
+        ["--resume", "--run.directory={root}/unsaved"],
+        r"unsaved/checkpoints: the run has no checkpoint to resume from; remove its directory",
+    ),
+    "no_demonstration": (
+        ["sft", "--data.train={root}/no_demonstration.jsonl"],
+        r"data.train: 1 of 4 rows have no demonstration, the first: \S+-\d+; supervised training needs one",
+    ),
+    "results_taken": (
+        ["evaluate", "--data={root}/no_demonstration.jsonl", "--output={root}/good.yaml"],
+        r"--output .*/good.yaml: exists already; give another name",
+    ),
+    "results_nowhere": (
+        ["evaluate", "--data={root}/no_demonstration.jsonl", "--output={root}/absent/results.json"],
+        r"--output .*/results.json: no directory .*/absent; make it first",
+    ),
     "resumed_otherwise": (
         ["--resume", "--run.directory={root}/taken", "--optimizer.learning_rate=0.5", "--sampling.max_tokens=15"],
         r"a resumed run must keep its settings, but these differ: optimizer.learning_rate: 1e-06 -> 0.5; "
@@ -91,6 +109,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, digits_tas
     rows("no_image", lambda row: row.pop("images"))
     rows("no_answer", lambda row: row.pop("answer"))
     rows("bad_gold", lambda row: row.update(answer="a lot"))
+    rows("no_demonstration", lambda row: row.pop("demonstration"))
     rows("lost_image", lambda row: row.update(images=["absent.png"]))
     settings = {
         "run": {"steps": 2, "directory": str(root / "run")},
@@ -104,6 +123,9 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, digits_tas
     taken = load_config(root / "good.yaml", [f"--run.directory={root}/taken"])
     (root / "taken" / "config.yaml").write_text(dump_config(taken))
     (root / "taken" / "checkpoints" / "step_000001").mkdir(parents=True)
+    (root / "unsaved").mkdir()
+    unsaved = load_config(root / "good.yaml", [f"--run.directory={root}/unsaved"])
+    (root / "unsaved" / "config.yaml").write_text(dump_config(unsaved))
     return root
 
 
@@ -115,8 +137,9 @@ def snapshot(directory: Path) -> dict[str, bytes]:
 def refused(root: Path) -> Path:
     """Every case of ``REFUSED``, run once; nothing was written or overwritten by any of them."""
     cases = []
-    for name, (settings, _) in REFUSED.items():
-        words = ["train", "--config", str(root / "good.yaml"), *(word.format(root=root) for word in settings)]
+    for name, (given, _) in REFUSED.items():
+        command, settings = (given[0], given[1:]) if given[0] in ("sft", "evaluate") else ("train", given)
+        words = [command, "--config", str(root / "good.yaml"), *(word.format(root=root) for word in settings)]
         cases.append(Case(COMMAND, 1, str(root / "cases" / name), {"words": words}))
     words = ["train", "--config", str(root / "good.yaml"), "--parallel.tensor=3"]
     cases.append(Case(COMMAND, 2, str(root / "cases" / "two_ranks"), {"words": words}))
