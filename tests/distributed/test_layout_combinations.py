@@ -1,0 +1,106 @@
+"""Context parallelism, interleaved and uneven pipelines, and their combinations equal one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from examples.digits.make_policy import PolicySize, make_policy
+from megatron_apo.rollout.record_files import read_step
+from tests.distributed.launcher import Case, run_cases
+from tests.distributed.layouts import randomised_checkpoint, record_rollouts
+from tests.distributed.test_layouts import MOVING, REPLAY, STILL, metrics_of
+
+STEPS, UPDATES = 2, 4
+LAYOUTS: dict[str, tuple[int, list[str]]] = {
+    "cp2": (2, ["--parallel.context=2"]),
+    "pp2_uneven": (2, ["--parallel.pipeline=2", "--parallel.first_stage_layers=1"]),
+    "pp2_vpp3": (2, ["--parallel.pipeline=2", "--parallel.virtual_pipeline=3"]),
+    "pp2_vpp2_uneven": (
+        2,
+        ["--parallel.pipeline=2", "--parallel.virtual_pipeline=2", "--parallel.first_stage_layers=4"],
+    ),
+    "tp2_cp2_sequence": (4, ["--parallel.tensor=2", "--parallel.context=2", "--parallel.sequence=true"]),
+    "cp2_dp2": (4, ["--parallel.context=2", "--parallel.distributed_optimizer=true"]),
+    "pp2_vpp3_cp2": (4, ["--parallel.pipeline=2", "--parallel.virtual_pipeline=3", "--parallel.context=2"]),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, digits_task: Path) -> Path:
+    """Runs of every layout, two steps of two updates each: with still weights and with moving ones."""
+    root = tmp_path_factory.mktemp("combinations")
+    size = PolicySize(hidden=64, layers=6, heads=2, feed_forward=96, vision_hidden=64, vision_heads=2)
+    policy = randomised_checkpoint(make_policy(root / "untrained", seed=0, size=size), root / "policy", seed=5)
+    recorded = record_rollouts(policy, digits_task, root / "rollouts", steps=STEPS, prompts=6, group=4)
+    config = root / "config.yaml"
+    settings = {
+        "run": {"steps": STEPS, "save_every": 0},
+        "model": {"path": str(policy)},
+        "data": {"train": str(digits_task / "train.jsonl")},
+        "rollout": {"replay": str(recorded), "prompts_per_step": 6},
+        "sampling": {"group_size": 4, "temperature": 0.9},
+        "objective": {"name": "apo", "stcr": {"base": 1.05}, "kl": {"coefficient": 0.05}},
+        "optimizer": {"schedule": "constant"},
+        "training": {"updates_per_rollout": 2, "tokens_per_microbatch": 300},
+        "logging": {"progress": False, "tensorboard": False},
+    }
+    config.write_text(yaml.safe_dump(settings))
+    cases = []
+    for name, (world, layout) in {"one": (1, []), **LAYOUTS}.items():
+        for kind, rate in (("still", STILL), ("moving", MOVING)):
+            arguments = {"config": str(config), "overrides": [*layout, rate]}
+            cases.append(Case(REPLAY, world, str(root / kind / name), arguments))
+    run_cases(cases)
+    return root
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_metrics_of_each_step_equal_one_process(runs: Path, layout: str) -> None:
+    expected, found = metrics_of(runs / "still" / "one"), metrics_of(runs / "still" / layout)
+    assert len(found) == len(expected) == STEPS
+    for step, (ours, theirs) in enumerate(zip(found, expected, strict=True), start=1):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert ours[name] == pytest.approx(value, rel=1e-5, abs=1e-5), f"step {step}: {name}"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_each_update_equal_one_process(runs: Path, layout: str) -> None:
+    for update in range(1, UPDATES + 1):
+        reference = load_file(runs / "still" / "one" / f"gradients_{update}.safetensors")
+        found = load_file(runs / "still" / layout / f"gradients_{update}.safetensors")
+        assert found.keys() == reference.keys()
+        total = torch.stack([tensor.double().square().sum() for tensor in reference.values()]).sum().sqrt()
+        for name, tensor in reference.items():
+            allowed = 1e-5 * max(tensor.norm(), 1e-3 * total)
+            assert (found[name] - tensor).norm() <= allowed, f"update {update}: {name}"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_rank_names_the_token_that_engine_and_trainer_differ_most_about(runs: Path, layout: str) -> None:
+    expected = []
+    for step in range(1, STEPS + 1):
+        rollout = read_step(runs / "rollouts", step)[3].rollouts[1]
+        token = len(rollout.token_ids) - 1
+        expected.append(f"prompt {rollout.prompt_id!r}, response token {token} (id {rollout.token_ids[token]})")
+    found = [path.read_text().splitlines() for path in sorted((runs / "still" / layout).glob("worst_*.txt"))]
+    assert found == [expected] * LAYOUTS[layout][0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_moving_weights_stay_together(runs: Path, layout: str) -> None:
+    expected, found = metrics_of(runs / "moving" / "one"), metrics_of(runs / "moving" / layout)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["loss/total"] == pytest.approx(theirs["loss/total"], abs=1e-4)
+    assert abs(expected[-1]["kl/raw"]) > 1e-3, "the updates must have moved the policy, or this test shows nothing"
+    reference = load_file(runs / "moving" / "one" / "run" / "export" / "model.safetensors")
+    exported = load_file(runs / "moving" / layout / "run" / "export" / "model.safetensors")
+    assert exported.keys() == reference.keys()
+    for name, tensor in reference.items():
+        # Adam moves a weight whose gradient is rounding noise by up to lr an update, whatever the noise's size.
+        assert (exported[name] - tensor).norm() <= 1e-2 * tensor.norm(), name
