@@ -13,6 +13,7 @@ from examples.digits.make_policy import PolicySize, make_policy
 from megatron_apo.rollout.record_files import read_step
 from tests.distributed.launcher import Case, run_cases
 from tests.distributed.layouts import randomised_checkpoint, record_rollouts
+from tests.distributed.test_checkpoint_layouts import LOAD, SAVE
 from tests.distributed.test_layouts import MOVING, REPLAY, STILL, metrics_of
 
 STEPS, UPDATES = 2, 4
@@ -29,10 +30,14 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "pp2_vpp3_cp2": (4, ["--parallel.pipeline=2", "--parallel.virtual_pipeline=3", "--parallel.context=2"]),
 }
 
+MOVED = ["pp2_vpp2_uneven", "tp2_cp2_sequence", "cp2_dp2"]
+# (written by, read by); the sharded optimizer's form is read by jobs that shard it.
+CHECKPOINTS = [("pp2_vpp3", "tp2_cp2_sequence"), ("cp2", "pp2_vpp2_uneven"), ("cp2_dp2", "cp2_dp2")]
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, digits_task: Path) -> Path:
-    """Runs of every layout, two steps of two updates each: with still weights and with moving ones."""
+    """Two steps of two updates each, with still weights and with moving ones; and checkpoints written and read."""
     root = tmp_path_factory.mktemp("combinations")
     size = PolicySize(hidden=64, layers=6, heads=2, feed_forward=96, vision_hidden=64, vision_heads=2)
     policy = randomised_checkpoint(make_policy(root / "untrained", seed=0, size=size), root / "policy", seed=5)
@@ -53,8 +58,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory, digits_task: Path) -> Path:
     cases = []
     for name, (world, layout) in {"one": (1, []), **LAYOUTS}.items():
         for kind, rate in (("still", STILL), ("moving", MOVING)):
-            arguments = {"config": str(config), "overrides": [*layout, rate]}
-            cases.append(Case(REPLAY, world, str(root / kind / name), arguments))
+            if kind == "still" or name in ("one", *MOVED):
+                arguments = {"config": str(config), "overrides": [*layout, rate]}
+                cases.append(Case(REPLAY, world, str(root / kind / name), arguments))
+    for source, target in CHECKPOINTS:
+        saved = root / "checkpoints" / source
+        arguments = {"policy": str(policy), "overrides": LAYOUTS[source][1]}
+        cases.append(Case(SAVE, LAYOUTS[source][0], str(saved), arguments))
+        arguments = {"policy": str(policy), "overrides": LAYOUTS[target][1], "source": str(saved)}
+        cases.append(Case(LOAD, LAYOUTS[target][0], str(root / "checkpoints" / f"{source}-{target}"), arguments))
     run_cases(cases)
     return root
 
@@ -92,7 +104,17 @@ def test_every_rank_names_the_token_that_engine_and_trainer_differ_most_about(ru
     assert found == [expected] * LAYOUTS[layout][0]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("moment", ["at_checkpoint", "after"])
+@pytest.mark.parametrize(("source", "target"), CHECKPOINTS)
+def test_a_checkpoint_continues_in_another_layout(runs: Path, source: str, target: str, moment: str) -> None:
+    places = (runs / "checkpoints" / name / f"{moment}.safetensors" for name in (source, f"{source}-{target}"))
+    saved, found = (load_file(place) for place in places)
+    assert set(found) == set(saved)
+    for name, tensor in saved.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0.0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("layout", MOVED)
 def test_moving_weights_stay_together(runs: Path, layout: str) -> None:
     expected, found = metrics_of(runs / "moving" / "one"), metrics_of(runs / "moving" / layout)
     for ours, theirs in zip(found, expected, strict=True):
