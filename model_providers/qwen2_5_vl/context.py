@@ -10,6 +10,7 @@ Shape suffixes: T packed tokens, R tokens of one rank (T / size), N sequences, S
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -86,3 +87,21 @@ def context_layout(cu_seqlens: torch.Tensor, max_seqlen: int, rank: int, size: i
         key_columns=(columns[0], columns[1]),
         masks=(masks[0], masks[1]),
     )
+
+
+@dataclass(frozen=True)
+class ContextShare:
+    """Context rank ``rank`` of ``size`` and the whole sequences it has a share of.
+
+    ``attention`` is made when it is first asked for: Transformer Engine has no use for its masks.
+    """
+
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
+    rank: int
+    size: int
+
+    @cached_property
+    def attention(self) -> ContextLayout:
+        """Gathers and masks of the local attention."""
+        return context_layout(self.cu_seqlens, self.max_seqlen, self.rank, self.size)

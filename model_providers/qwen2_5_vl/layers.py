@@ -29,7 +29,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch.nn import functional
 
-from model_providers.qwen2_5_vl.context import ContextLayout, context_layout
+from model_providers.qwen2_5_vl.context import ContextLayout, ContextShare
 
 LAYER_SPECS = ("local", "transformer_engine")
 
@@ -46,7 +46,7 @@ class PackedLayout(PackedSeqParams):
     pad_index_NS: torch.Tensor | None = None
     unpad_index_T: torch.Tensor | None = None
     key_mask_NS: torch.Tensor | None = None
-    context: ContextLayout | None = None
+    context: ContextShare | None = None
 
 
 def packed_layout(
@@ -54,8 +54,8 @@ def packed_layout(
 ) -> PackedLayout:
     """Layout of sequences with int32 boundaries ``cu_seqlens`` [N + 1], the longest of ``max_seqlen`` tokens.
 
-    With ``context_size`` above 1, that of ``context.context_rows``: each rank's part of causal attention; every
-    sequence must then be a multiple of 2 * ``context_size`` tokens long (else ValueError).
+    With ``context_size`` above 1, of this rank's share (``context.context_rows``) in causal attention; every sequence
+    must then be a multiple of 2 * ``context_size`` tokens long (else ValueError, from the rows or the attention).
     """
     boundaries: dict[str, Any] = dict(
         qkv_format="sbhd",
@@ -65,8 +65,7 @@ def packed_layout(
         max_seqlen_kv=max_seqlen,
     )
     if context_size > 1:
-        shared = context_layout(cu_seqlens, max_seqlen, context_rank, context_size)
-        return PackedLayout(**boundaries, context=shared)
+        return PackedLayout(**boundaries, context=ContextShare(cu_seqlens, max_seqlen, context_rank, context_size))
     starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
     column = torch.arange(max_seqlen, device=cu_seqlens.device)
     inside = column < (ends - starts)[:, None]
@@ -122,7 +121,7 @@ class PackedAttention(MegatronModule):
                     f"packed_seq_params: made for one context rank, this model has {self.context_group.size()}; give "
                     "layers.packed_layout context_rank and context_size"
                 )
-            return self._context_forward(query, key, value, layout.context)
+            return self._context_forward(query, key, value, layout.context.attention)
         assert layout.pad_index_NS is not None and layout.unpad_index_T is not None
         query_NASD, key_NASD, value_NASD = (
             _pad(tensor.squeeze(1), layout.pad_index_NS) for tensor in (query, key, value)
