@@ -26,16 +26,13 @@ CASES: dict[str, tuple[int, list[str], Plan]] = {
     "dp2_no_image_on_a_rank": (2, [], TWO_RANKS),
     "cp2_no_image_in_a_microbatch": (2, CP2, APART),
     "pp2_no_image_in_a_microbatch": (2, PP2, APART),
-    "tp2_full_recompute": (2, [*TP2, FULL], ALL),
     "cp2_full_recompute": (2, [*CP2, FULL], ALL),
-    "cp2_selective_recompute": (2, [*CP2, SELECTIVE], ALL),
     "pp2_selective_recompute": (2, [*PP2, SELECTIVE], APART),
     "frozen_vision": (1, [VISION], APART),
     "frozen_merger": (1, [MERGER], APART),
     "frozen_language": (1, [LANGUAGE], APART),
-    "frozen_language_full_recompute": (1, [LANGUAGE, FULL], APART),
-    "frozen_vision_and_merger_tp2": (2, [VISION, MERGER, *TP2], APART),
-    "frozen_vision_and_language_cp2": (2, [VISION, LANGUAGE, *CP2], APART),
+    "frozen_vision_and_merger_tp2_full_recompute": (2, [VISION, MERGER, *TP2, FULL], APART),
+    "frozen_vision_and_language_cp2_selective_recompute": (2, [VISION, LANGUAGE, *CP2, SELECTIVE], APART),
     "frozen_language_pp2": (2, [LANGUAGE, *PP2], APART),  # the last stage trains nothing
     "frozen_language_dp2_sharded": (2, [LANGUAGE, SHARDED], TWO_RANKS),
 }
@@ -70,7 +67,7 @@ def is_frozen(case: str, name: str) -> bool:
     return (MERGER if name.startswith("visual.merger.") else VISION) in overrides
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [name for name in CASES if "sharded" not in name])
 def test_gradients_equal_one_process(runs: Path, case: str) -> None:
     reference, found = (load_file(runs / name / "gradients.safetensors") for name in ("one", case))
     assert found.keys() == reference.keys()
@@ -97,6 +94,14 @@ def test_only_trained_parts_move_and_all_are_exported(runs: Path, case: str) -> 
     for name, tensor in before.items():
         published = name.replace("model.visual.", "visual.").replace("language_model.", "")
         assert torch.equal(after[published], tensor) == is_frozen(case, published), published
+
+
+def test_the_sharded_optimizer_makes_the_same_update(runs: Path) -> None:
+    expected = load_file(runs / "frozen_language" / "weights.safetensors")
+    found = load_file(runs / "frozen_language_dp2_sharded" / "weights.safetensors")
+    for name, tensor in expected.items():
+        # Adam moves a weight whose gradient is rounding noise by up to lr, whatever the noise's size.
+        assert (found[name] - tensor).norm() <= 1e-2 * tensor.norm(), name
 
 
 @pytest.mark.parametrize("case", FROZEN)
