@@ -66,6 +66,8 @@ def _works(prompts: Sequence[Prompt], builder: PromptBuilder, config: Config, gr
         [range(len(samples))],
         tokens_per_microbatch=config.training.tokens_per_microbatch,
         data_parallel=groups.data_size,
+        sequence_multiple=config.parallel.sequence_multiple,
+        microbatch_multiple=config.parallel.microbatch_multiple,
         scalars={"kl_coefficient": 0.0},
     )
 

@@ -23,6 +23,8 @@ class BuildSettings:
     recompute: str = "none"
     tensor: int = 1
     pipeline: int = 1
+    virtual_pipeline: int = 1
+    first_stage_layers: int = 0  # 0: as many as the other stages
     context: int = 1
     sequence_parallel: bool = False
 
@@ -72,6 +74,11 @@ def language_config(shape: Qwen25VLShape, settings: BuildSettings) -> Transforme
         mrope_section=list(shape.mrope_section),
         sequence_parallel=settings.sequence_parallel,
         pipeline_model_parallel_size=settings.pipeline,
+        virtual_pipeline_model_parallel_size=settings.virtual_pipeline if settings.virtual_pipeline > 1 else None,
+        num_layers_in_first_pipeline_stage=settings.first_stage_layers or None,
+        # Batched messages mix up the chunks of the interleaved schedule, and Megatron does not check.
+        batch_p2p_comm=settings.virtual_pipeline == 1,
+        overlap_p2p_comm=settings.virtual_pipeline > 1,
         context_parallel_size=settings.context,
         pipeline_dtype=settings.dtype,
         variable_seq_lengths=settings.pipeline > 1,  # each packed microbatch has its own length
