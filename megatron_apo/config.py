@@ -32,6 +32,7 @@ class ModelConfig:
     dtype: str = "float32"  # float32 | bfloat16
     layer_spec: str = "local"  # local | transformer_engine
     recompute: str = "none"  # none | selective | full
+    vision_ffn_multiple: int = 1  # the vision FFN is padded with zeros to a multiple of this (FP8: 16)
 
 
 @dataclass(frozen=True)

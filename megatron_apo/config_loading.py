@@ -248,6 +248,7 @@ def _above_zero(*keys: str) -> list[_Check]:
 _CHECKS: list[_Check] = [
     ("run.directory", bool, "must name the directory that the run writes"),
     *_at_least(1, "", "run.steps", "parallel.tensor", "parallel.pipeline", "parallel.context"),
+    *_at_least(1, "", "model.vision_ffn_multiple"),
     *_at_least(1, "", "data.max_prompt_tokens", "sampling.max_tokens", "rollout.prompts_per_step"),
     *_at_least(1, "", "rollout.max_num_sequences", "rollout.timeout_seconds", "parallel.timeout_seconds"),
     *_at_least(1, "", "rewards.workers", "training.updates_per_rollout", "training.epochs_per_rollout"),
@@ -379,9 +380,11 @@ def check_layout(
         problems.append(f"world {world_size} is not a multiple of tensor × pipeline × context = {model_parallel}")
     if context > 1:
         problems.append(f"context {context} must be 1, there is no context parallelism yet")
-    for name, count in {"heads": heads, "kv_heads": kv_heads, **(cut or {})}.items():
+    for name, count in {"heads": heads, **(cut or {})}.items():
         if count % tensor:
             problems.append(f"{name} {count} is not a multiple of tensor {tensor}")
+    if kv_heads % tensor and tensor % kv_heads:
+        problems.append(f"kv_heads {kv_heads} is neither a multiple of tensor {tensor} nor a divisor of it")
     if layers % pipeline:
         problems.append(f"layers {layers} is not a multiple of pipeline {pipeline}")
     data = world_size // model_parallel

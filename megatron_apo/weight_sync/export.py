@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 
 from megatron_apo.parallel.groups import Groups
-from model_providers.qwen2_5_vl.loading import global_parameters
+from model_providers.qwen2_5_vl.loading import global_parameters, model_rows
 from model_providers.qwen2_5_vl.model import Qwen25VLModel
-from model_providers.qwen2_5_vl.weight_map import WeightRow, to_hf, weight_map
+from model_providers.qwen2_5_vl.weight_map import WeightRow, to_hf
 
 Select = Callable[[torch.nn.Parameter], torch.Tensor]
 
@@ -55,11 +55,7 @@ def export_tensors(
     """
     if groups.data_rank != 0:
         return
-    rows = [
-        row
-        for row in weight_map(model.shape, transformer_engine=model.settings.layer_spec == "transformer_engine")
-        if row.exported
-    ]
+    rows = [row for row in model_rows(model).values() if row.exported]
     mine = dict(global_parameters(model))
     for row, owner in zip(rows, _owners(rows, mine, groups), strict=True):
         tensors: list[tuple[str, torch.Tensor]] = []

@@ -1,4 +1,4 @@
-"""Logits and every gradient equal transformers' Qwen2.5-VL, for packed sequences of every kind."""
+"""Logits and every gradient equal transformers' Qwen2.5-VL and Qwen2-VL, for packed sequences of every kind."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from tests.unit.model_providers.reference import (
 Gradients = dict[str, torch.Tensor]
 
 
-@pytest.fixture(scope="module", params=["untied", "tied"])
+@pytest.fixture(scope="module", params=["qwen2_5_vl-untied", "qwen2_5_vl-tied", "qwen2_vl-untied", "qwen2_vl-tied"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp(request.param), tied=request.param == "tied")
+    family, tied = request.param.split("-")
+    return make_checkpoint(tmp_path_factory.mktemp(request.param), tied=tied == "tied", family=family)
 
 
 def loss_of(logits_TV: torch.Tensor) -> torch.Tensor:
