@@ -250,6 +250,7 @@ _CHECKS: list[_Check] = [
     *_at_least(1, "", "run.steps", "parallel.tensor", "parallel.pipeline", "parallel.context"),
     *_at_least(1, "", "parallel.virtual_pipeline"),
     *_at_least(0, " (0: as many as the other stages)", "parallel.first_stage_layers"),
+    *_at_least(1, "", "model.vision_ffn_multiple"),
     *_at_least(1, "", "data.max_prompt_tokens", "sampling.max_tokens", "rollout.prompts_per_step"),
     *_at_least(1, "", "rollout.max_num_sequences", "rollout.timeout_seconds", "parallel.timeout_seconds"),
     *_at_least(1, "", "rewards.workers", "training.updates_per_rollout", "training.epochs_per_rollout"),
@@ -415,9 +416,11 @@ def check_layout(
     problems = []
     if world_size % model_parallel:
         problems.append(f"world {world_size} is not a multiple of tensor × pipeline × context = {model_parallel}")
-    for name, count in {"heads": heads, "kv_heads": kv_heads, **(cut or {})}.items():
+    for name, count in {"heads": heads, **(cut or {})}.items():
         if count % tensor:
             problems.append(f"{name} {count} is not a multiple of tensor {tensor}")
+    if kv_heads % tensor and tensor % kv_heads:
+        problems.append(f"kv_heads {kv_heads} is neither a multiple of tensor {tensor} nor a divisor of it")
     try:
         stage_layers(parallel, layers)
     except ValueError as error:

@@ -53,6 +53,7 @@ def build_settings(config: Config) -> BuildSettings:
         first_stage_layers=config.parallel.first_stage_layers,
         context=config.parallel.context,
         sequence_parallel=config.parallel.sequence,
+        vision_ffn_multiple=config.model.vision_ffn_multiple,
     )
 
 
@@ -66,8 +67,8 @@ def _check_layout(config: Config, shape: Qwen25VLShape, world_size: int) -> None
         layers=shape.layers,
         cut={
             "ffn": shape.ffn,
+            "qkv rows": (shape.heads + 2 * shape.kv_heads) * shape.head_size,
             "vision heads": vision.heads,
-            "vision ffn": vision.ffn,
             "vision merger": vision.hidden * vision.spatial_merge_size**2,
         },
     )
@@ -167,7 +168,7 @@ def _scheduler(optimizer: Any, config: OptimizerConfig, updates: int) -> Optimiz
 def build_training_state(config: Config, groups: Groups, *, updates: int, reference: bool) -> TrainingState:
     """Loads ``config.model.path`` into this rank's part of the layout, ready to train for ``updates`` updates.
 
-    Raises ValueError for an impossible layout or a directory that is not a whole Qwen2.5-VL checkpoint.
+    Raises ValueError for an impossible layout or a directory that is not a whole checkpoint of either family.
     """
     shape, settings = read_shape(config.model.path), build_settings(config)
     _check_layout(config, shape, groups.world_size)

@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 
 from megatron_apo.parallel.groups import Groups
-from model_providers.qwen2_5_vl.loading import global_parameters
+from model_providers.qwen2_5_vl.loading import global_parameters, model_rows
 from model_providers.qwen2_5_vl.model import Qwen25VLModel
-from model_providers.qwen2_5_vl.weight_map import WeightRow, to_hf, weight_map
+from model_providers.qwen2_5_vl.weight_map import WeightRow, to_hf
 
 Select = Callable[[torch.nn.Parameter], torch.Tensor]
 
@@ -60,11 +60,7 @@ def export_tensors(
         return
     chunks = [model] if isinstance(model, Qwen25VLModel) else list(model)
     first = chunks[0]
-    rows = [
-        row
-        for row in weight_map(first.shape, transformer_engine=first.settings.layer_spec == "transformer_engine")
-        if row.exported
-    ]
+    rows = [row for row in model_rows(first).values() if row.exported]
     mine = {name: parameter for chunk in chunks for name, parameter in global_parameters(chunk)}
     owners = _owners(rows, mine, groups)
     if groups.context_rank != 0:

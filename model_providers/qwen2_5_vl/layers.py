@@ -198,11 +198,30 @@ class RMSNorm(torch.nn.Module):
         return self.weight * normed.to(hidden.dtype)
 
 
-def _local_layer(mask: AttnMaskType) -> ModuleSpec:
+class LayerNorm(torch.nn.Module):
+    """Layer norm with weight and bias (arXiv:1607.06450); torch computes it in fp32 within, whatever the dtype."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.bias = torch.nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype))
+        for parameter in (self.weight, self.bias):
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return functional.layer_norm(hidden, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+LOCAL_NORMS = {"RMSNorm": RMSNorm, "LayerNorm": LayerNorm}
+
+
+def _local_layer(mask: AttnMaskType, normalization: str) -> ModuleSpec:
+    norm = LOCAL_NORMS[normalization]
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
+            input_layernorm=norm,
             self_attention=ModuleSpec(
                 module=SelfAttention,
                 params={"attn_mask_type": mask},
@@ -215,7 +234,7 @@ def _local_layer(mask: AttnMaskType) -> ModuleSpec:
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=RMSNorm,
+            pre_mlp_layernorm=norm,
             mlp=ModuleSpec(
                 module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
             ),
@@ -230,22 +249,25 @@ def _transformer_engine_layer(mask: AttnMaskType) -> ModuleSpec:
     return transformer_engine_layer(mask)
 
 
-def layer_spec(name: str, mask: AttnMaskType) -> ModuleSpec:
-    """One transformer layer; ``mask`` is causal for the language model, no_mask for the vision tower."""
+def layer_spec(name: str, mask: AttnMaskType, normalization: str = "RMSNorm") -> ModuleSpec:
+    """One transformer layer; ``mask`` is causal for the language model, no_mask for the vision tower.
+
+    ``normalization`` is that of its config, "RMSNorm" or "LayerNorm"; Transformer Engine reads it from there.
+    """
     if name == "local":
-        return _local_layer(mask)
+        return _local_layer(mask, normalization)
     if name == "transformer_engine":
         return _transformer_engine_layer(mask)
     raise ValueError(f"model.layer_spec={name!r}: must be one of {', '.join(LAYER_SPECS)}")
 
 
-def norm_class(name: str) -> Any:
+def norm_class(name: str, normalization: str = "RMSNorm") -> Any:
     """The norm that stands alone (final norm, merger) in the spec ``name``."""
     if name == "transformer_engine":
         from model_providers.qwen2_5_vl.transformer_engine_layers import norm
 
         return norm()
-    return RMSNorm
+    return LOCAL_NORMS[normalization]
 
 
 def block_spec(name: str, mask: AttnMaskType, layers: int) -> TransformerBlockSubmodules:

@@ -39,9 +39,9 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "layout": (
         ["--parallel.tensor=4", "--parallel.pipeline=3"],
         r"tensor 4 × pipeline 3 × context 1 × data \? = world 1, for 4 heads, 2 kv heads, 2 layers: world 1 is not a "
-        r"multiple of tensor × pipeline × context = 12; kv_heads 2 is not .* tensor 4; layers 2 is not .* pipeline 3",
+        r"multiple of tensor × pipeline × context = 12; layers 2 is not .* pipeline 3",
     ),
-    "other_model": (["--model.path={root}/other"], r"model_type is 'qwen2_vl', expected 'qwen2_5_vl'"),
+    "other_model": (["--model.path={root}/other"], r"model_type is 'llava', expected 'qwen2_5_vl' or 'qwen2_vl'"),
     "not_a_model": (["--model.path={root}"], r"model.path=.*: no config.json there"),
     "no_weights": (["--model.path={root}/no_weights"], r"no_weights: no \*.safetensors file there"),
     "truncated": (["--model.path={root}/truncated"], r"truncated/model.safetensors: not a whole safetensors file"),
@@ -92,7 +92,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, digits_tas
     """Bad checkpoints and bad data files."""
     root = tmp_path_factory.mktemp("bad")
     config = copy_of(tiny_policy, root / "other") / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "qwen2_vl"}))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "llava"}))
     (copy_of(tiny_policy, root / "no_weights") / "model.safetensors").unlink()
     weights = copy_of(tiny_policy, root / "truncated") / "model.safetensors"
     os.truncate(weights, weights.stat().st_size - 1000)

@@ -215,17 +215,18 @@ def test_layout() -> None:
     layout = ParallelConfig(tensor=2, pipeline=2)
     assert check_layout(layout, 8, heads=4, kv_heads=2, layers=2) == 2
     with pytest.raises(ValueError) as error:
-        check_layout(layout, 6, heads=5, kv_heads=1, layers=3)
+        check_layout(layout, 6, heads=5, kv_heads=3, layers=3)
     for part in (
         "tensor 2 × pipeline 2 × context 1 × data ? = world 6",
         "world 6 is not a multiple of tensor × pipeline × context = 4",
         "heads 5 is not a multiple of tensor 2",
-        "kv_heads 1 is not a multiple of tensor 2",
+        "kv_heads 3 is neither a multiple of tensor 2 nor a divisor of it",
         "layers 3 is not a multiple of pipeline 2",
     ):
         assert part in str(error.value)
     with pytest.raises(ValueError, match=r"data 2 = world 8.*layers 3"):
         check_layout(layout, 8, heads=4, kv_heads=2, layers=3)
+    assert check_layout(ParallelConfig(tensor=4), 8, heads=4, kv_heads=2, layers=3) == 2
 
 
 @pytest.mark.parametrize(
