@@ -340,13 +340,9 @@ def check_files(config: Config) -> None:
             raise ValueError(f"{key}={path}: no such directory")
 
 
-def check_evaluation(config: Config, *, supervised: bool = False) -> None:
+def check_evaluation(config: Config) -> None:
     """ValueError when evaluations during training are asked for that would not take place."""
     every = config.run.evaluate_every
-    if every and supervised:
-        raise ValueError(
-            f"run.evaluate_every={every}: sft does not evaluate while it trains; set 0, and run evaluate on its export"
-        )
     if every and not config.data.validation and not config.rollout.replay:
         raise ValueError(f"run.evaluate_every={every}: needs data.validation; give rows to evaluate, or set 0")
 

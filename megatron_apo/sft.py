@@ -100,6 +100,8 @@ def _train(config: Config, groups: Groups, directory: RunDirectory, *, resume: b
                 settings=yaml.safe_load(dump_config(config)),
             )
             stream = PromptStream(len(prompts), config.training.batch_size, config.run.seed, config.data.shuffle)
+    if config.run.evaluate_every and groups.is_controller:
+        say("run.evaluate_every is train's: sft does not evaluate while it trains; run evaluate on its export")
     shown = config.logging.progress and groups.is_controller
     timer = PhaseTimer()
     with Progress(config.run.steps, initial=done.step, label="sft", enabled=shown) as progress:

@@ -295,5 +295,3 @@ def test_an_evaluation_that_would_not_take_place_is_refused() -> None:
         check_evaluation(load_config(None, asked))
     for possible in ([], [*asked, "--data.validation=rows.jsonl"], [*asked, "--rollout.replay=rollouts"]):
         check_evaluation(load_config(None, possible))
-    with pytest.raises(ValueError, match=r"run\.evaluate_every=25: sft does not evaluate"):
-        check_evaluation(load_config(None, [*asked, "--data.validation=rows.jsonl"]), supervised=True)
