@@ -384,7 +384,7 @@ def stage_layers(parallel: ParallelConfig, layers: int) -> list[int]:
         counts = [first, *[rest // (stages - 1)] * (stages - 1)]
     else:
         if layers % stages:
-            problems.append(f"layers {layers} is not a multiple of pipeline {stages}; or set first_stage_layers")
+            problems.append(f"layers {layers} is not a multiple of pipeline {stages} and first_stage_layers is not set")
         counts = [layers // stages] * stages
     if stages > 1 and not problems and any(count % chunks for count in counts):
         shown = " + ".join(str(count) for count in counts)
