@@ -248,7 +248,7 @@ def test_layers_of_each_stage(settings: dict[str, int], layers: int, stages: lis
     [
         ({"first_stage_layers": 2}, 4, "first_stage_layers 2 needs pipeline above 1"),
         ({"virtual_pipeline": 2}, 4, "virtual_pipeline 2 needs pipeline above 1"),
-        ({"pipeline": 3}, 7, "layers 7 is not a multiple of pipeline 3; or set first_stage_layers"),
+        ({"pipeline": 3}, 7, "layers 7 is not a multiple of pipeline 3 and first_stage_layers is not set"),
         (
             {"pipeline": 3, "first_stage_layers": 2},
             7,
