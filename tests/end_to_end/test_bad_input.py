@@ -39,8 +39,8 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "layout": (
         ["--parallel.tensor=4", "--parallel.pipeline=3"],
         r"tensor 4 × pipeline 3 × context 1 × data \? = world 1, virtual_pipeline 1, first_stage_layers 0, for 4 "
-        r"heads, 2 kv heads, 2 layers: world 1 is not a multiple of tensor × pipeline × context = 12; layers 2 is not .* "
-        r"pipeline 3",
+        r"heads, 2 kv heads, 2 layers: world 1 is not a multiple of tensor × pipeline × context = 12; layers 2 is "
+        r"not .* pipeline 3",
     ),
     "other_model": (["--model.path={root}/other"], r"model_type is 'llava', expected 'qwen2_5_vl' or 'qwen2_vl'"),
     "not_a_model": (["--model.path={root}"], r"model.path=.*: no config.json there"),
