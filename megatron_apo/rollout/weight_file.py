@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 _SHARED_MEMORY = Path("/dev/shm")
+_PREFIX = "megatron_apo-weights-"
 _HEADER_BYTES_PER_TENSOR = 1024  # name, dtype, shape and offsets in the file's JSON; more than they take
 _SPARE_BYTES = 16 << 20  # left in shared memory for the others that use it
 
@@ -23,6 +25,40 @@ def _folder(tensors: Mapping[str, torch.Tensor]) -> Path:
     if os.access(_SHARED_MEMORY, os.W_OK) and shutil.disk_usage(_SHARED_MEMORY).free > needed + _SPARE_BYTES:
         return _SHARED_MEMORY
     return Path(tempfile.gettempdir())
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove weight folders of this user whose writer is gone: a killed one cannot, and shared memory is memory.
+
+    A writer holds a lock on its folder for as long as that is in use, and the kernel lets go of it with the process.
+    (On the folder and not on the file, because safetensors writes aside and renames.)
+    """
+    for path in folder.glob(f"{_PREFIX}*"):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:  # another user's, or already gone
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        except BlockingIOError:  # in use
+            continue
+        finally:
+            os.close(descriptor)
+
+
+def _create(folder: Path) -> tuple[int, Path]:
+    """A new folder, mode 0700, and the descriptor that holds its lock."""
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # taken for abandoned by another process before it was locked
+            continue
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if path.exists():
+            return descriptor, path
+        os.close(descriptor)
 
 
 @contextmanager
@@ -37,12 +73,13 @@ def weight_file(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Path]:
         if name in tensors:
             raise ValueError(f"weight {name!r} is sent twice in one update; the export must name each tensor once")
         tensors[name] = tensor.detach().contiguous()
-    folder = _folder(tensors)
-    handle, name = tempfile.mkstemp(prefix="megatron_apo-weights-", suffix=".safetensors", dir=folder)  # mode 0600
-    os.close(handle)
-    path = Path(name)
+    for candidate in (_SHARED_MEMORY, Path(tempfile.gettempdir())):
+        _remove_abandoned(candidate)
+    descriptor, folder = _create(_folder(tensors))
+    path = folder / "weights.safetensors"
     try:
         save_file(tensors, path)
         yield path
     finally:
-        path.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)

@@ -24,6 +24,7 @@ from megatron_apo.data.images import load_image
 from megatron_apo.data.prompts import PromptBuilder
 from megatron_apo.data.rows import Row
 from megatron_apo.records import Prompt, PromptImage, Rollout
+from megatron_apo.rollout import weight_file
 from megatron_apo.rollout.engine import EngineSettings, RolloutEngine, SamplingSettings
 from megatron_apo.rollout.process import EngineProcess, EngineProcessError
 from megatron_apo.rollout.transformers_engine import TransformersEngine
@@ -300,6 +301,9 @@ def test_an_engine_process_answers_and_its_death_is_reported(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    weights_folder = tmp_path / "weights"
+    weights_folder.mkdir()
+    monkeypatch.setattr(weight_file, "_SHARED_MEMORY", weights_folder)
     monkeypatch.setenv("RANK", "3")  # a launcher's variables, which would make vLLM look for other ranks
     monkeypatch.setenv("WORLD_SIZE", "4")
     engine = EngineProcess(kind, settings, timeout_seconds=60, log_file=tmp_path / "engine.log")
@@ -322,4 +326,4 @@ def test_an_engine_process_answers_and_its_death_is_reported(
         assert time.monotonic() - started < 5
     finally:
         engine.close()
-    assert not list(Path("/dev/shm").glob("megatron_apo-weights-*"))
+    assert not list(weights_folder.iterdir())

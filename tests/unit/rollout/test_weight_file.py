@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,8 +35,8 @@ def test_shared_memory_is_used_where_it_has_room(
     )
     weights = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(5, dtype=torch.bfloat16)}
     with weight_file(iter(weights.items())) as path:
-        assert path.parent == (memory if shared else temporary)
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert path.parent.parent == (memory if shared else temporary)
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         found = load_file(path)
         assert found.keys() == weights.keys()
         assert all(found[name].dtype == t.dtype and torch.equal(found[name], t) for name, t in weights.items())
@@ -47,9 +49,30 @@ def test_a_machine_without_shared_memory_uses_the_temporary_directory(
     monkeypatch.setattr(module, "_SHARED_MEMORY", tmp_path / "absent")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with weight_file([("a", torch.zeros(1))]) as path:
-        assert path.parent == tmp_path
+        assert path.parent.parent == tmp_path
 
 
 def test_a_name_given_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="weight 'a' is sent twice"), weight_file([("a", torch.zeros(1))] * 2):
         raise AssertionError("not reached")
+
+
+def test_a_file_left_by_a_killed_writer_is_removed_and_one_in_use_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SHARED_MEMORY", tmp_path)
+    script = (
+        "import sys, time, torch; from pathlib import Path; from megatron_apo.rollout import weight_file as m\n"
+        "m._SHARED_MEMORY = Path(sys.argv[1])\n"
+        "with m.weight_file([('a', torch.zeros(1))]) as path: print(path, flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        left = Path(writer.stdout.readline().strip())
+        with weight_file([("a", torch.zeros(1))]) as path:
+            assert left.exists() and path != left
+        writer.kill()
+    assert left.exists()
+    with weight_file([("a", torch.zeros(1))]) as path:
+        assert list(tmp_path.iterdir()) == [path.parent]
+    assert not list(tmp_path.iterdir())
