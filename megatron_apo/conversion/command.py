@@ -46,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--tensor", type=int, default=1, help="tensor-parallel processes (torchrun)")
             command.add_argument("--pipeline", type=int, default=1, help="pipeline stages (torchrun)")
         if name != "hf-to-megatron":
-            command.add_argument("--hf-files", help="config and tokenizer of a Megatron checkpoint that has none inside")
+            command.add_argument(
+                "--hf-files", help="config and tokenizer of a Megatron checkpoint that has none inside"
+            )
         if name == "inspect":
             command.add_argument("--tensors", action="store_true", help="list every tensor")
         if name.endswith(("to-hf", "to-megatron")):

@@ -118,9 +118,7 @@ def hf_to_megatron(source: Path, target: Path, *, layout: Layout = Layout(), for
                     copy_other_files(source, copied)
             with progress_bar(groups, 2 * needed, target.name) as progress:
                 with phase(groups, "read weights"):
-                    load_hf_checkpoint(
-                        model, source, tensor_rank=groups.tensor_rank, tensor_size=groups.tensor_size
-                    )
+                    load_hf_checkpoint(model, source, tensor_rank=groups.tensor_rank, tensor_size=groups.tensor_size)
                 progress(needed)
                 megatron_files.save_weights(model, groups, new_directory.aside(target))
                 progress(needed)

@@ -33,7 +33,9 @@ def is_megatron(directory: Path) -> bool:
 def read_metadata(directory: Path) -> Metadata:
     """What the checkpoint says of itself. ValueError where a file of it is missing or too short."""
     if not (directory / ".metadata").is_file():
-        raise ValueError(f"{directory}: no .metadata there: not a whole torch_dist checkpoint; convert or copy it again")
+        raise ValueError(
+            f"{directory}: no .metadata there: not a whole torch_dist checkpoint; convert or copy it again"
+        )
     try:
         metadata = FileSystemReader(directory).read_metadata()
     except (EOFError, OSError, ValueError) as error:

@@ -43,9 +43,7 @@ def first_difference(name: str, one: torch.Tensor, other: torch.Tensor) -> str |
     )
 
 
-def verify(
-    one: Path, other: Path, *, hf_files: str | None = None, layout: Layout = Layout()
-) -> tuple[list[str], int]:
+def verify(one: Path, other: Path, *, hf_files: str | None = None, layout: Layout = Layout()) -> tuple[list[str], int]:
     """Differences between two checkpoints, each Hugging Face's or Megatron's, in words; and how many tensors agree.
 
     Differences are in the weight map's order; under torchrun they are known on rank 0 only. ValueError when one of the
@@ -62,7 +60,9 @@ def verify(
     config, _ = open_model(megatron[0], hf_files, layout)
     with job(config) as groups:
         iterators = [
-            _megatron_tensors(path, files, groups, hf_files, layout) if files != path else _hf_on_controller(path, groups)
+            _megatron_tensors(path, files, groups, hf_files, layout)
+            if files != path
+            else _hf_on_controller(path, groups)
             for path, files in sides
         ]
         names = hf_names(shapes[0])

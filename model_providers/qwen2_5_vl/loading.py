@@ -214,7 +214,9 @@ def _fill(parameter: torch.Tensor, row: WeightRow, reader: CheckpointReader, sli
         part = reader.read_range(row.hf[source], own[0].dimension, low, high)
         for cut in own:
             length = cut.stop - cut.start
-            parameter.narrow(cut.dimension, cut.place, length).copy_(part.narrow(cut.dimension, cut.start - low, length))
+            parameter.narrow(cut.dimension, cut.place, length).copy_(
+                part.narrow(cut.dimension, cut.start - low, length)
+            )
 
 
 def load_hf_checkpoint(model: Qwen25VLModel, directory: str | Path, *, tensor_rank: int, tensor_size: int) -> None:

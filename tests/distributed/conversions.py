@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-
 from transformers import Qwen2_5_VLConfig  # noqa: F401 - imported once here, inherited by every rank
 
 from megatron_apo.conversion import convert, verify  # noqa: F401 - likewise
