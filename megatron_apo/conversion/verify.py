@@ -121,8 +121,8 @@ def inspect(path: Path, *, hf_files: str | None = None, tensors: bool = False) -
     numbers = sum(torch.Size(size).numel() for size, _ in listed.values())
     lines = [
         f"{path}: {form}, {len(parts)} file(s)",
-        f"  language model: {shape.layers} layers, hidden {shape.hidden}, {shape.heads} heads, {shape.kv_heads} key-value "
-        f"heads, ffn {shape.ffn}, vocabulary {shape.vocab}{', tied' if shape.tied else ''}",
+        f"  language model: {shape.layers} layers, hidden {shape.hidden}, {shape.heads} heads, {shape.kv_heads} "
+        f"key-value heads, ffn {shape.ffn}, vocabulary {shape.vocab}{', tied' if shape.tied else ''}",
         f"  vision tower: {shape.vision.layers} layers, hidden {shape.vision.hidden}, {shape.vision.heads} heads",
         f"  {len(listed)} tensors, {numbers:,} numbers of {dtype}, {numbers * dtype.itemsize / 1e9:.3f} GB",
     ]
