@@ -36,6 +36,9 @@ class Layout:
     pipeline: int = 1
 
 
+ONE_PROCESS = Layout()
+
+
 def _config(files: Path, dtype: torch.dtype, layout: Layout) -> Config:
     if dtype not in _NAMES:
         raise ValueError(f"{files}: weights of {dtype}; models are built in {' or '.join(_NAMES.values())}: cast it")
@@ -96,7 +99,7 @@ def progress_bar(groups: Groups, total: int, what: str) -> Iterator[Callable[[in
         yield bar.update
 
 
-def hf_to_megatron(source: Path, target: Path, *, layout: Layout = Layout(), force: bool = False) -> None:
+def hf_to_megatron(source: Path, target: Path, *, layout: Layout = ONE_PROCESS, force: bool = False) -> None:
     """Writes ``target``, which any layout can read, from the Hugging Face checkpoint ``source``.
 
     Each process reads its own slices and writes them. ValueError for bad input or no room, OSError when writing fails;
@@ -135,7 +138,7 @@ def megatron_to_hf(
     source: Path,
     target: Path,
     *,
-    layout: Layout = Layout(),
+    layout: Layout = ONE_PROCESS,
     hf_files: str | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     force: bool = False,

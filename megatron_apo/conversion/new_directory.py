@@ -32,8 +32,8 @@ def check_space(target: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed + SPARE_BYTES:
         raise ValueError(
-            f"{target}: {(needed + SPARE_BYTES) / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free on the disk of "
-            f"{existing}; make room or write elsewhere"
+            f"{target}: {(needed + SPARE_BYTES) / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free on "
+            f"the disk of {existing}; make room or write elsewhere"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from megatron_apo.conversion import megatron_files
-from megatron_apo.conversion.convert import Layout, check_hf, job, load_model, open_model, progress_bar
+from megatron_apo.conversion.convert import ONE_PROCESS, Layout, check_hf, job, load_model, open_model, progress_bar
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.weight_sync.export import export_tensors
 from model_providers.qwen2_5_vl.shape import read_shape
@@ -43,7 +43,9 @@ def first_difference(name: str, one: torch.Tensor, other: torch.Tensor) -> str |
     )
 
 
-def verify(one: Path, other: Path, *, hf_files: str | None = None, layout: Layout = Layout()) -> tuple[list[str], int]:
+def verify(
+    one: Path, other: Path, *, hf_files: str | None = None, layout: Layout = ONE_PROCESS
+) -> tuple[list[str], int]:
     """Differences between two checkpoints, each Hugging Face's or Megatron's, in words; and how many tensors agree.
 
     Differences are in the weight map's order; under torchrun they are known on rank 0 only. ValueError when one of the
