@@ -2,79 +2,93 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from megatron_apo.conversion import new_directory
+from megatron_apo.conversion.safetensors_writer import (
+    DEFAULT_SHARD_BYTES,
+    Entry,
+    SafetensorsWriter,
+    copy_other_files,
+    total_bytes,
+)
 from megatron_apo.parallel.groups import Groups
-from megatron_apo.parallel.status import phase
+from megatron_apo.parallel.status import exchange_status, phase
 from megatron_apo.training.forward_step import unwrap
 from megatron_apo.training.setup import TrainingState
 from megatron_apo.weight_sync.export import export_tensors
-
-_SHARD_BYTES = 4 * 1024**3
-_WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth")
+from model_providers.qwen2_5_vl.loading import model_rows
 
 
-class _ShardWriter:
-    """Collects tensors up to a shard's size and writes shard after shard."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._held: dict[str, torch.Tensor] = {}
-        self._bytes = 0
-        self._shards: list[list[str]] = []
-        self._total = 0
-
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        if self._held and self._bytes + tensor.nbytes > _SHARD_BYTES:
-            self._write()
-        self._held[name] = tensor.detach().cpu().contiguous().clone()
-        self._bytes += tensor.nbytes
-        self._total += tensor.nbytes
-
-    def _write(self) -> None:
-        save_file(self._held, self._directory / f"shard-{len(self._shards)}", metadata={"format": "pt"})
-        self._shards.append(list(self._held))
-        self._held, self._bytes = {}, 0
-
-    def finish(self) -> None:
-        """Writes what is held and gives the shards their names, with an index when there are several."""
-        self._write()
-        count = len(self._shards)
-        weight_map = {}
-        for number, names in enumerate(self._shards):
-            name = "model.safetensors" if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-            os.replace(self._directory / f"shard-{number}", self._directory / name)
-            weight_map.update(dict.fromkeys(names, name))
-        if count > 1:
-            index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
-            (self._directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+def export_entries(model: Any) -> list[Entry]:
+    """Names and shapes of what ``export_tensors`` yields, in its order."""
+    rows = model_rows(model).values()
+    return [entry for row in rows if row.exported for entry in zip(row.hf, row.shapes, strict=True)]
 
 
-def export_model(state: TrainingState, groups: Groups, source: str | Path, target: Path) -> None:
+def export_model(
+    state: TrainingState, groups: Groups, source: str | Path, target: Path, *, shard_bytes: int = DEFAULT_SHARD_BYTES
+) -> None:
     """Writes the model into ``target`` (aside first, then renamed), with ``source``'s config, tokenizer and processor.
 
-    Collective: all ranks call it together; only rank 0 writes.
+    Collective: all ranks call it together; only rank 0 writes. ValueError before anything is written when the disk has
+    no room; whatever fails later, nothing is left under the name of ``target`` but what was there before.
     """
-    partial = target.with_name(f".{target.name}.partial")
-    with phase(groups, "prepare export"):
+    chunks = [unwrap(chunk) for chunk in state.model]
+    entries, dtype = export_entries(chunks[0]), next(chunks[0].parameters()).dtype
+    write_hf(chunks, groups, Path(source), Path(target), entries, dtype, shard_bytes=shard_bytes)
+
+
+def write_hf(
+    model: Any,
+    groups: Groups,
+    source: Path,
+    target: Path,
+    entries: list[Entry],
+    dtype: torch.dtype,
+    *,
+    shard_bytes: int,
+    progress: Any = None,
+) -> None:
+    """``export_model`` of a model alone; ``progress(count)`` hears of every so many bytes written."""
+    try:
+        writer = None
+        with phase(groups, "prepare export"):
+            if groups.is_controller:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                new_directory.check_space(target, total_bytes(entries, dtype))
+                partial = new_directory.begin(target)
+                copy_other_files(source, partial)
+                writer = SafetensorsWriter(partial, entries, dtype, shard_bytes)
+        error = _write_all(model, groups, writer, progress)
+        exchange_status(groups, "write export", error)
+        with phase(groups, "finish export"):
+            if writer is not None:
+                writer.finish()
+                new_directory.publish(target)
+    finally:
         if groups.is_controller:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            for path in Path(source).iterdir():
-                if path.is_file() and not path.name.endswith(_WEIGHT_FILES):
-                    shutil.copy2(path, partial / path.name)
-    writer = _ShardWriter(partial)
-    for name, tensor in export_tensors([unwrap(chunk) for chunk in state.model], groups):
-        writer.add(name, tensor)
-    with phase(groups, "finish export"):
-        if groups.is_controller:
-            writer.finish()
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(partial, target)
+            new_directory.discard(target)
+
+
+def _write_all(model: Any, groups: Groups, writer: SafetensorsWriter | None, progress: Any) -> OSError | None:
+    """Writes what the collective iterator yields; after an error goes on iterating, for the other ranks' sake."""
+    failure: OSError | None = None
+    for name, tensor in export_tensors(model, groups):
+        if writer is None or failure is not None:
+            continue
+        try:
+            writer.add(name, tensor)
+        except OSError as error:
+            failure = error
+        if progress is not None:
+            progress(tensor.nbytes)
+    if failure is not None and writer is not None:
+        try:
+            writer.close()
+        except OSError:  # the buffer's rest has no room either; the first error is the one to tell
+            return failure
+    return failure

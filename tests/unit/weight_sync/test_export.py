@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_apo.parallel.groups import Groups
-from megatron_apo.training import export as export_module
 from megatron_apo.training.export import export_model
 from megatron_apo.training.setup import TrainingState, build_training_state
 from megatron_apo.weight_sync.export import export_tensors, main_gradients
@@ -54,12 +53,11 @@ def test_gradients_take_the_same_way(checkpoint: Path, one_process: Groups) -> N
 
 @pytest.mark.parametrize("shard_bytes", [1 << 30, 1 << 16])
 def test_an_exported_model_loads_unchanged(
-    checkpoint: Path, one_process: Groups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_bytes: int
+    checkpoint: Path, one_process: Groups, tmp_path: Path, shard_bytes: int
 ) -> None:
-    monkeypatch.setattr(export_module, "_SHARD_BYTES", shard_bytes)
     (checkpoint / "chat_template.jinja").write_text("{{ messages }}")
     target = tmp_path / "export"
-    export_model(state_of(checkpoint, one_process), one_process, checkpoint, target)
+    export_model(state_of(checkpoint, one_process), one_process, checkpoint, target, shard_bytes=shard_bytes)
     assert sorted(stored(target)) == sorted(stored(checkpoint))
     assert (target / "chat_template.jinja").read_text() == "{{ messages }}"
     index = target / "model.safetensors.index.json"

@@ -1,0 +1,157 @@
+"""How fast checkpoints are converted, beside a plain copy of the same files, and how much memory a process takes.
+
+    python benchmarks/conversion.py [--gigabytes 2.1] [--directory DIR]
+
+Makes a Qwen2.5-VL checkpoint of random bfloat16 weights (several shards with an index), then, in this one run: copies
+it (shutil.copyfile and fsync), converts it to Megatron's torch_dist, converts that back, and compares. Reported as
+ratios to the copy's throughput; the copy and both conversions sync to disk. Memory is the anonymous part of each
+process's own (Anonymous in /proc/self/smaps_rollup, sampled): pages of mapped files do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from megatron_apo.platform.host import prepare
+
+prepare()
+
+from megatron_apo.conversion.convert import hf_to_megatron, megatron_to_hf  # noqa: E402
+from megatron_apo.conversion.safetensors_writer import SafetensorsWriter  # noqa: E402
+from megatron_apo.conversion.verify import verify  # noqa: E402
+from model_providers.qwen2_5_vl.shape import read_shape  # noqa: E402
+from model_providers.qwen2_5_vl.weight_map import weight_map  # noqa: E402
+
+HIDDEN, FFN, LAYER_NUMBERS = 2048, 11008, 77_000_000  # the 3B's width; about as many numbers in one of its layers
+
+
+def write_config(directory: Path, layers: int) -> None:
+    """A config of the 3B's width with fewer layers and a vocabulary of 32768."""
+    config = {
+        "model_type": "qwen2_5_vl",
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "intermediate_size": FFN,
+        "vocab_size": 32768,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 128000,
+        "rope_theta": 1000000.0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "tie_word_embeddings": False,
+        "vision_config": {"depth": 4, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420,
+                          "out_hidden_size": HIDDEN, "fullatt_block_indexes": [1, 3]},
+    }  # fmt: skip
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def make_checkpoint(directory: Path, gigabytes: float) -> int:
+    """Writes the checkpoint; returns its bytes of weights."""
+    directory.mkdir()
+    write_config(directory, max(1, round((gigabytes * 1e9 / 2 - 150e6) / LAYER_NUMBERS)))
+    rows = [row for row in weight_map(read_shape(directory)) if row.exported]
+    entries = [entry for row in rows for entry in zip(row.hf, row.shapes, strict=True)]
+    writer = SafetensorsWriter(directory, entries, torch.bfloat16, 10**9)
+    generator, written = torch.Generator().manual_seed(0), 0
+    for name, shape in entries:
+        tensor = torch.randint(-(2**13), 2**13, shape, generator=generator, dtype=torch.int16).view(torch.bfloat16)
+        writer.add(name, tensor)
+        written += tensor.nbytes
+    writer.finish()
+    os.sync()
+    return written
+
+
+def copy(source: Path, target: Path) -> None:
+    """Every file, one after the other, synced."""
+    target.mkdir()
+    for path in source.iterdir():
+        shutil.copyfile(path, target / path.name)
+        with (target / path.name).open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def anonymous_bytes() -> int:
+    """Anonymous memory of this process."""
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/smaps_rollup has no Anonymous line")
+
+
+@contextmanager
+def peak_memory(every: float = 0.05) -> Iterator[list[int]]:
+    """Collects the anonymous memory of this process above what it was at the start, the largest seen."""
+    before, peak, stop = anonymous_bytes(), [0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(every):
+            peak[0] = max(peak[0], anonymous_bytes() - before)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+def timed(what: Callable[[], object]) -> tuple[float, int]:
+    """(seconds, peak of anonymous bytes) of ``what``."""
+    with peak_memory() as peak:
+        started = time.perf_counter()
+        what()
+        seconds = time.perf_counter() - started
+    return seconds, peak[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=2.1)
+    parser.add_argument("--directory", help="where to write four times as much (default: a temporary directory)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.directory) as name:
+        root = Path(name)
+        source = root / "source"
+        total = make_checkpoint(source, options.gigabytes)
+        print(f"{total / 1e9:.2f} GB of bfloat16 weights", flush=True)
+        timed(lambda: [path.read_bytes() for path in source.iterdir()][:0])  # in the page cache for all of them
+        steps: dict[str, Callable[[], object]] = {
+            "copy": lambda: copy(source, root / "copy"),
+            "hf-to-megatron": lambda: hf_to_megatron(source, root / "megatron"),
+            "megatron-to-hf": lambda: megatron_to_hf(root / "megatron", root / "back", shard_bytes=10**9),
+        }
+        baseline = 0.0
+        for step, run in steps.items():
+            seconds, peak = timed(run)
+            baseline = baseline or seconds
+            print(
+                f"{step:16s} {seconds:6.2f} s  {total / seconds / 1e9:5.2f} GB/s  {baseline / seconds:5.2f} of a copy"
+                f"  anonymous memory {peak / 1e9:5.2f} GB",
+                flush=True,
+            )
+        shutil.rmtree(root / "copy")
+        differences, equal = verify(source, root / "back")
+        print(f"round trip: {equal} tensors equal bit for bit, {len(differences)} differ")
+
+
+if __name__ == "__main__":
+    main()

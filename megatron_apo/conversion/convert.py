@@ -1,0 +1,171 @@
+"""Hugging Face <-> Megatron, in any layout: what ``tools/convert_checkpoint.py`` runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from megatron_apo.config import Config
+from megatron_apo.config_loading import load_config
+from megatron_apo.conversion import megatron_files, new_directory
+from megatron_apo.conversion.safetensors_writer import DEFAULT_SHARD_BYTES, copy_other_files, total_bytes
+from megatron_apo.parallel.groups import Groups, initialise, launched_processes, shut_down
+from megatron_apo.parallel.status import phase
+from megatron_apo.training.export import export_entries, write_hf
+from megatron_apo.training.setup import build_settings, check_model_layout
+from model_providers.qwen2_5_vl.loading import CheckpointReader, check_tensors, checkpoint_dtype, load_hf_checkpoint
+from model_providers.qwen2_5_vl.model import Qwen25VLModel
+from model_providers.qwen2_5_vl.shape import read_shape
+from model_providers.qwen2_5_vl.weight_map import weight_map
+
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Tensor and pipeline ranks of this job; their product is the number of processes."""
+
+    tensor: int = 1
+    pipeline: int = 1
+
+
+ONE_PROCESS = Layout()
+
+
+def _config(files: Path, dtype: torch.dtype, layout: Layout) -> Config:
+    if dtype not in _NAMES:
+        raise ValueError(f"{files}: weights of {dtype}; models are built in {' or '.join(_NAMES.values())}: cast it")
+    world = launched_processes()
+    if world != layout.tensor * layout.pipeline:
+        raise ValueError(
+            f"--tensor {layout.tensor} x --pipeline {layout.pipeline} = {layout.tensor * layout.pipeline} processes, "
+            f"but {world} run; start as many with torchrun --nproc-per-node"
+        )
+    config = load_config(
+        None,
+        [
+            f"--model.path={files}",
+            "--data.train=unused",
+            f"--model.dtype={_NAMES[dtype]}",
+            f"--parallel.tensor={layout.tensor}",
+            f"--parallel.pipeline={layout.pipeline}",
+        ],
+    )
+    check_model_layout(config)
+    return config
+
+
+def build_empty(config: Config, files: Path, groups: Groups) -> Qwen25VLModel:
+    """This rank's pipeline stage, its weights not yet set."""
+    return Qwen25VLModel(
+        read_shape(files),
+        build_settings(config),
+        pg_collection=groups.collection,
+        pre_process=groups.first_stage,
+        post_process=groups.last_stage,
+    )
+
+
+def check_hf(directory: Path) -> tuple[CheckpointReader, torch.dtype]:
+    """A reader of a Hugging Face checkpoint that is whole and this provider's, and its dtype."""
+    shape, reader = read_shape(directory), CheckpointReader(directory)
+    rows = weight_map(shape)
+    check_tensors(reader, rows, tied=shape.tied, family=shape.model_type)
+    return reader, checkpoint_dtype(reader, rows)
+
+
+@contextmanager
+def job(config: Config) -> Iterator[Groups]:
+    """This process's groups, ended afterwards."""
+    groups = initialise(config.parallel, seed=0)
+    try:
+        yield groups
+    finally:
+        shut_down()
+
+
+@contextmanager
+def progress_bar(groups: Groups, total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes on the controller's terminal."""
+    hidden = not groups.is_controller or not sys.stderr.isatty()
+    with tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=hidden) as bar:
+        yield bar.update
+
+
+def hf_to_megatron(source: Path, target: Path, *, layout: Layout = ONE_PROCESS, force: bool = False) -> None:
+    """Writes ``target``, which any layout can read, from the Hugging Face checkpoint ``source``.
+
+    Each process reads its own slices and writes them. ValueError for bad input or no room, OSError when writing fails;
+    ``target`` is then what it was before.
+    """
+    _, dtype = check_hf(source)
+    new_directory.check_target(target, (source,), force=force)
+    config = _config(source, dtype, layout)
+    with job(config) as groups:
+        try:
+            model = build_empty(config, source, groups)
+            needed = total_bytes(export_entries(model), dtype)
+            with phase(groups, "prepare conversion"):
+                if groups.is_controller:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    new_directory.check_space(target, needed)
+                    copied = new_directory.begin(target) / megatron_files.HUGGINGFACE
+                    copied.mkdir()
+                    copy_other_files(source, copied)
+            with progress_bar(groups, 2 * needed, target.name) as progress:
+                with phase(groups, "read weights"):
+                    load_hf_checkpoint(model, source, tensor_rank=groups.tensor_rank, tensor_size=groups.tensor_size)
+                progress(needed)
+                megatron_files.save_weights(model, groups, new_directory.aside(target))
+                progress(needed)
+            with phase(groups, "finish conversion"):
+                if groups.is_controller:
+                    megatron_files.read_metadata(new_directory.aside(target))
+                    new_directory.publish(target)
+        finally:
+            if groups.is_controller:
+                new_directory.discard(target)
+
+
+def megatron_to_hf(
+    source: Path,
+    target: Path,
+    *,
+    layout: Layout = ONE_PROCESS,
+    hf_files: str | None = None,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    force: bool = False,
+) -> None:
+    """Writes a Hugging Face checkpoint, published names, from a Megatron one of any layout; errors as above."""
+    files = megatron_files.huggingface_files(source, hf_files)
+    dtype = megatron_files.weights_dtype(source)
+    new_directory.check_target(target, (source, files), force=force)
+    config = _config(files, dtype, layout)
+    with job(config) as groups:
+        model = build_empty(config, files, groups)
+        entries = export_entries(model)
+        needed = total_bytes(entries, dtype)
+        new_directory.check_space(target, needed)
+        megatron_files.load_weights(model, source)
+        with progress_bar(groups, needed, target.name) as progress:
+            write_hf(model, groups, files, target, entries, dtype, shard_bytes=shard_bytes, progress=progress)
+
+
+def open_model(directory: Path, hf_files: str | None, layout: Layout) -> tuple[Config, Path]:
+    """Settings to build the Megatron checkpoint in ``directory`` with, and where its config.json is."""
+    files = megatron_files.huggingface_files(directory, hf_files)
+    return _config(files, megatron_files.weights_dtype(directory), layout), files
+
+
+def load_model(config: Config, files: Path, directory: Path, groups: Groups) -> Any:
+    """The stage with the weights of the Megatron checkpoint in ``directory``."""
+    model = build_empty(config, files, groups)
+    megatron_files.load_weights(model, directory)
+    return model

@@ -1,0 +1,116 @@
+"""A model's weights in Megatron's ``torch_dist`` form, beside the Hugging Face files that are not weights.
+
+The directory holds Megatron's own files and ``huggingface/`` (config, tokenizer, processor). A training checkpoint
+(``step_000050``) is read too: its optimizer is left alone.
+"""
+
+from __future__ import annotations
+
+import queue
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from megatron_apo.parallel.groups import Groups
+
+HUGGINGFACE = "huggingface"
+_OF_OPTIMIZER = "optimizer."
+
+
+def is_megatron(directory: Path) -> bool:
+    """Whether ``directory`` looks like a torch_dist checkpoint."""
+    return (directory / ".metadata").is_file() or any(directory.glob("*.distcp"))
+
+
+def read_metadata(directory: Path) -> Metadata:
+    """What the checkpoint says of itself. ValueError where a file of it is missing or too short."""
+    if not (directory / ".metadata").is_file():
+        raise ValueError(
+            f"{directory}: no .metadata there: not a whole torch_dist checkpoint; convert or copy it again"
+        )
+    try:
+        metadata = FileSystemReader(directory).read_metadata()
+    except (EOFError, OSError, ValueError) as error:
+        raise ValueError(f"{directory}/.metadata: cannot be read ({error}); copy the checkpoint again") from error
+    ends: dict[str, int] = {}
+    for place in (metadata.storage_data or {}).values():
+        ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
+    for name, end in sorted(ends.items()):
+        path = directory / name
+        if Path(name).name != name:
+            raise ValueError(f"{directory}/.metadata: names {name!r}, outside the checkpoint; take it from its source")
+        if not path.is_file():
+            raise ValueError(f"{path}: named by .metadata but missing; copy the whole checkpoint")
+        if path.stat().st_size < end:
+            raise ValueError(f"{path}: {path.stat().st_size} bytes, expected {end} or more; copy the file again")
+    return metadata
+
+
+def weight_tensors(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
+    """The model's tensors by Megatron's stored name."""
+    return {
+        name: entry
+        for name, entry in metadata.state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata) and not name.startswith(_OF_OPTIMIZER)
+    }
+
+
+def weights_dtype(directory: Path) -> torch.dtype:
+    """The one dtype of the stored weights; ValueError naming the first that has another."""
+    dtypes = {name: entry.properties.dtype for name, entry in weight_tensors(read_metadata(directory)).items()}
+    if not dtypes:
+        raise ValueError(f"{directory}: holds no weights; give a checkpoint of a model")
+    first = next(iter(dtypes))
+    for name, dtype in dtypes.items():
+        if dtype != dtypes[first]:
+            raise ValueError(f"{directory}: {name} is {dtype}, {first} {dtypes[first]}; save the model in one dtype")
+    return dtypes[first]
+
+
+def huggingface_files(directory: Path, given: str | None) -> Path:
+    """Where the config and tokenizer of a Megatron checkpoint are."""
+    place = Path(given) if given else directory / HUGGINGFACE
+    if not (place / "config.json").is_file():
+        raise ValueError(
+            f"{place}: no config.json there; name the directory of the model's Hugging Face files with --hf-files"
+        )
+    return place
+
+
+def _sharded(model: Any) -> dict[str, Any]:
+    return {"model0": model.sharded_state_dict(metadata={"distrib_optim_sharding_type": "fully_reshardable"})}
+
+
+def save_weights(model: Any, groups: Groups, partial: Path) -> None:
+    """Writes the stage's weights into the existing directory ``partial``. Collective; OSError when it cannot."""
+    filesystem_async._results_queue = queue.Queue()  # see training/checkpoint.py
+    try:
+        dist_checkpointing.save(_sharded(model), str(partial))
+    except (CheckpointException, RuntimeError) as error:
+        raise OSError(f"{partial}: the weights could not be written ({error}); is the disk full?") from error
+    if groups.world_size > 1:
+        dist.barrier(group=groups.control)
+
+
+def load_weights(model: Any, directory: Path) -> None:
+    """Fills the stage from the checkpoint, whatever layout wrote it. Collective.
+
+    ValueError when it is not whole, or is not this model's.
+    """
+    read_metadata(directory)
+    try:
+        loaded = dist_checkpointing.load(_sharded(model), str(directory))
+    except (CheckpointingException, CheckpointException, KeyError) as error:
+        raise ValueError(
+            f"{directory}: does not hold the model that its config.json describes ({error}); give the config it was "
+            "saved with"
+        ) from error
+    model.load_state_dict(loaded["model0"])

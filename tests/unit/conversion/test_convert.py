@@ -1,0 +1,193 @@
+"""The converter's command line on one process: what it writes, and what it refuses and leaves alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_apo.conversion import new_directory
+from megatron_apo.conversion.command import main
+from megatron_apo.conversion.verify import first_difference
+from model_providers.qwen2_5_vl.weight_map import published_name
+from tests.unit.model_providers.reference import make_checkpoint
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("source"), tied=False)
+
+
+@pytest.fixture(scope="module")
+def megatron(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("megatron") / "m"
+    assert main(["hf-to-megatron", str(source), str(target)]) == 0
+    return target
+
+
+def changed(source: Path, target: Path, name: str, value: torch.Tensor | None) -> Path:
+    shutil.copytree(source, target)
+    weights = load_file(target / "model.safetensors")
+    stored = {published_name(key): key for key in weights}.get(name, name)
+    if value is None:
+        del weights[stored]
+    else:
+        weights[stored] = value
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(arguments) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1, text
+    return text
+
+
+def test_verify_says_where(source: Path, megatron: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "model.layers.1.self_attn.q_proj.weight"
+    weights = {published_name(key): value for key, value in load_file(source / "model.safetensors").items()}
+    value = weights[name].clone()
+    value[3, 5] = 7.0
+    other = changed(source, tmp_path / "other", name, value)
+    assert main(["verify", str(other), str(megatron)]) == 1
+    out = capsys.readouterr().out
+    assert f"{name}[3, 5]: 7.0 against {weights[name][3, 5].item()!r}; 1 of {value.numel()} numbers" in out
+    assert f"{len(weights) - 1} tensors equal bit for bit, 1 differ" in out
+    assert main(["verify", str(source), str(source)]) == 0
+
+
+def test_bits_count_not_values() -> None:
+    nan = torch.tensor([float("nan"), 1.0])
+    assert first_difference("x", nan, nan.clone()) is None
+    assert first_difference("x", torch.tensor([0.0]), torch.tensor([-0.0])) == (
+        "x[0]: 0.0 against -0.0; 1 of 1 numbers of this tensor differ"
+    )
+    assert "torch.float32 (1,) against torch.bfloat16 (1,)" in str(
+        first_difference("x", torch.ones(1), torch.ones(1, dtype=torch.bfloat16))
+    )
+
+
+def test_the_other_files_travel(source: Path, megatron: Path, tmp_path: Path) -> None:
+    (megatron / "huggingface" / "chat_template.jinja").write_text("{{ messages }}")
+    assert main(["megatron-to-hf", str(megatron), str(tmp_path / "back")]) == 0
+    assert (tmp_path / "back/chat_template.jinja").read_text() == "{{ messages }}"
+    assert (tmp_path / "back/config.json").read_bytes() == (source / "config.json").read_bytes()
+
+
+def test_inspect(source: Path, megatron: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(megatron)]) == 0
+    text = capsys.readouterr().out
+    assert "Megatron torch_dist" in text and "torch.float32" in text
+    assert main(["inspect", str(source), "--tensors"]) == 0
+    assert "model.norm.weight [128] F32" in capsys.readouterr().out
+
+
+def test_overwrites_only_by_force(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "m"
+    target.mkdir()
+    (target / "precious").write_text("x")
+    assert "--force to replace" in error_of(["hf-to-megatron", str(source), str(target)], capsys)
+    assert (target / "precious").exists()
+    assert main(["hf-to-megatron", str(source), str(target), "--force"]) == 0
+    assert not (target / "precious").exists() and (target / ".metadata").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_target_within_the_source(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = error_of(["hf-to-megatron", str(source), str(source / "m"), "--force"], capsys)
+    assert "lies within, or holds, the source" in text and not (source / "m").exists()
+
+
+def test_no_room(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(new_directory, "SPARE_BYTES", 1 << 60)
+    assert "are needed and" in error_of(["hf-to-megatron", str(source), str(tmp_path / "m")], capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("way", ["hf-to-megatron", "megatron-to-hf"])
+def test_a_disk_that_fills_up(source: Path, megatron: Path, tmp_path: Path, way: str) -> None:
+    """Files may not grow beyond 64 KiB, as if the disk were full then."""
+    given = source if way == "hf-to-megatron" else megatron
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "tools/convert_checkpoint.py"), way, str(given), str(tmp_path / "t")],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16)),
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "error: " in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_sources(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "target"
+
+    def error(directory: Path) -> str:
+        text = error_of(["hf-to-megatron", str(directory), str(target)], capsys)
+        assert not target.exists() and not new_directory.aside(target).exists()
+        return text
+
+    norm = "model.norm.weight"
+    missing = changed(source, tmp_path / "missing", norm, None)
+    assert f"{norm} is missing" in error(missing)
+    half = changed(source, tmp_path / "half", norm, torch.ones(128, dtype=torch.float16))
+    assert f"tensors of several dtypes: {norm} of F16, the others F32" in error(half)
+    quantised = changed(source, tmp_path / "quantised", norm, torch.ones(128, dtype=torch.int8))
+    assert f"{norm} of dtype I8" in error(quantised)
+    (missing / "model.safetensors").rename(missing / "pytorch_model.bin")
+    assert "pickle files (pytorch_model.bin)" in error(missing)
+    config = json.loads((half / "config.json").read_text())
+    (half / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+    assert "'llama'" in error(half)
+
+
+@pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "a/model.safetensors"])
+def test_an_index_that_escapes(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str) -> None:
+    directory = tmp_path / "inner"
+    shutil.copytree(source, directory)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": file}}))
+    assert "outside the checkpoint's directory" in error_of(["inspect", str(directory)], capsys)
+
+
+def test_tied_weights_that_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tied").mkdir()
+    tied = make_checkpoint(tmp_path / "tied", tied=True)
+    other = changed(tied, tmp_path / "other", "lm_head.weight", torch.zeros(301, 128))
+    capsys.readouterr()  # transformers' own progress
+    assert "lm_head.weight differs from model.embed_tokens.weight" in error_of(["inspect", str(other)], capsys)
+
+
+def test_damaged_megatron_checkpoints(megatron: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(megatron, broken)
+    path = max(broken.glob("*.distcp"), key=lambda found: found.stat().st_size)
+    path.write_bytes(path.read_bytes()[:1000])
+    arguments = ["megatron-to-hf", str(broken), str(tmp_path / "back")]
+    assert f"{path}: 1000 bytes, expected" in error_of(arguments, capsys)
+    path.unlink()
+    assert "named by .metadata but missing" in error_of(arguments, capsys)
+    (broken / ".metadata").unlink()
+    assert "no .metadata there" in error_of(arguments, capsys)
+    shutil.rmtree(broken / "huggingface")
+    assert "--hf-files" in error_of(arguments, capsys)
+    assert not (tmp_path / "back").exists()
+
+
+def test_processes_must_fit_the_layout(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = error_of(["hf-to-megatron", str(source), str(tmp_path / "m"), "--tensor", "2"], capsys)
+    assert "= 2 processes, but 1 run" in text
