@@ -146,7 +146,7 @@ class Run:
         """Sends the trainer's weights to the engine and verifies what arrived."""
         if self.config.rollout.replay:
             return {}
-        tensors = export_tensors(unwrap(self.state.model[0]), self.groups)
+        tensors = export_tensors([unwrap(chunk) for chunk in self.state.model], self.groups)
         metrics: dict[str, float] = {}
         if self.groups.world_size > 1:
             # The iterator is collective: exhaust it before anything on the controller alone can fail.
@@ -238,7 +238,7 @@ def _run(run: Run, *, resume: bool) -> None:
         loop = load_checkpoint(run.state, run.groups, run.directory.checkpoints)
     controller = run.start_controller(loop.step if resume else None)
     if controller is not None:
-        say(f"optimizer: {describe_optimizer(run.state.optimizer)}; layout: {_layout(run.groups)}")
+        say(f"optimizer: {describe_optimizer(run.state.optimizer)}; layout: {_layout(run)}")
     # Version 0 is pushed too: the engine read the same files, but only a verified sync says so.
     run.sync(loop.weight_version)
     if not resume:
@@ -263,5 +263,7 @@ def _run(run: Run, *, resume: bool) -> None:
             say(f"report: {write_report(run.directory.root)}")
 
 
-def _layout(groups: Groups) -> str:
-    return f"tensor {groups.tensor_size} x pipeline {groups.pipeline_size} x data {groups.data_size}"
+def _layout(run: Run) -> str:
+    groups, chunks = run.groups, len(run.state.model)
+    stages = f"pipeline {groups.pipeline_size}" + (f" (of {chunks} chunks)" if chunks > 1 else "")
+    return f"tensor {groups.tensor_size} x {stages} x context {groups.context_size} x data {groups.data_size}"

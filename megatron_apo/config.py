@@ -32,6 +32,10 @@ class ModelConfig:
     dtype: str = "float32"  # float32 | bfloat16
     layer_spec: str = "local"  # local | transformer_engine
     recompute: str = "none"  # none | selective | full
+    freeze_vision: bool = False  # the vision tower without its merger
+    freeze_merger: bool = False  # what turns image patches into tokens of the language model
+    freeze_language: bool = False  # the language model with its embedding and output projection
+    vision_ffn_multiple: int = 1  # the vision FFN is padded with zeros to a multiple of this (FP8: 16)
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,22 @@ class ParallelConfig:
 
     tensor: int = 1
     pipeline: int = 1
-    context: int = 1
+    virtual_pipeline: int = 1  # model chunks per pipeline stage, interleaved: a smaller bubble for more messages
+    first_stage_layers: int = 0  # language layers of the first stage, which has the vision tower too; 0: as the others
+    context: int = 1  # ranks that share each sequence
     sequence: bool = False  # Megatron's sequence parallelism, with tensor > 1
     distributed_optimizer: bool = False  # optimizer state sharded over the data-parallel ranks
     timeout_seconds: int = 1800  # of every collective
+
+    @property
+    def sequence_multiple(self) -> int:
+        """Tokens that each packed sequence is padded to a multiple of: two equal pieces for every context rank."""
+        return 2 * self.context if self.context > 1 else 1
+
+    @property
+    def microbatch_multiple(self) -> int:
+        """The interleaved schedule takes microbatches in groups of as many as there are stages."""
+        return self.pipeline if self.virtual_pipeline > 1 else 1
 
 
 @dataclass(frozen=True)

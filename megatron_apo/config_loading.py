@@ -248,6 +248,9 @@ def _above_zero(*keys: str) -> list[_Check]:
 _CHECKS: list[_Check] = [
     ("run.directory", bool, "must name the directory that the run writes"),
     *_at_least(1, "", "run.steps", "parallel.tensor", "parallel.pipeline", "parallel.context"),
+    *_at_least(1, "", "parallel.virtual_pipeline"),
+    *_at_least(0, " (0: as many as the other stages)", "parallel.first_stage_layers"),
+    *_at_least(1, "", "model.vision_ffn_multiple"),
     *_at_least(1, "", "data.max_prompt_tokens", "sampling.max_tokens", "rollout.prompts_per_step"),
     *_at_least(1, "", "rollout.max_num_sequences", "rollout.timeout_seconds", "parallel.timeout_seconds"),
     *_at_least(1, "", "rewards.workers", "training.updates_per_rollout", "training.epochs_per_rollout"),
@@ -303,6 +306,12 @@ def validate(config: Config) -> None:
             f"training.updates_per_rollout={updates}: must not exceed rollout.prompts_per_step={prompts}; an update "
             "needs a prompt of its own"
         )
+    model = config.model
+    if model.freeze_vision and model.freeze_merger and model.freeze_language:
+        raise ValueError(
+            "model.freeze_language=true: must be false with model.freeze_vision=true and model.freeze_merger=true; "
+            "nothing would be trained"
+        )
     if config.parallel.sequence and config.parallel.tensor == 1:
         raise ValueError(
             "parallel.sequence=true: must be false with parallel.tensor=1; it splits the sequence over the tensor ranks"
@@ -331,13 +340,9 @@ def check_files(config: Config) -> None:
             raise ValueError(f"{key}={path}: no such directory")
 
 
-def check_evaluation(config: Config, *, supervised: bool = False) -> None:
+def check_evaluation(config: Config) -> None:
     """ValueError when evaluations during training are asked for that would not take place."""
     every = config.run.evaluate_every
-    if every and supervised:
-        raise ValueError(
-            f"run.evaluate_every={every}: sft does not evaluate while it trains; set 0, and run evaluate on its export"
-        )
     if every and not config.data.validation and not config.rollout.replay:
         raise ValueError(f"run.evaluate_every={every}: needs data.validation; give rows to evaluate, or set 0")
 
@@ -359,6 +364,36 @@ def check_length(config: Config) -> None:
         )
 
 
+def stage_layers(parallel: ParallelConfig, layers: int) -> list[int]:
+    """Language layers of each pipeline stage; ValueError naming every factor when they cannot be dealt out."""
+    stages, first, chunks = parallel.pipeline, parallel.first_stage_layers, parallel.virtual_pipeline
+    problems = []
+    if stages == 1:
+        if first:
+            problems.append(f"first_stage_layers {first} needs pipeline above 1")
+        if chunks > 1:
+            problems.append(f"virtual_pipeline {chunks} needs pipeline above 1")
+        counts = [layers]
+    elif first:
+        rest = layers - first
+        if rest < stages - 1 or rest % (stages - 1):
+            problems.append(
+                f"layers {layers} less first_stage_layers {first} = {rest} cannot be shared by the other "
+                f"{stages - 1} stages of pipeline {stages}"
+            )
+        counts = [first, *[rest // (stages - 1)] * (stages - 1)]
+    else:
+        if layers % stages:
+            problems.append(f"layers {layers} is not a multiple of pipeline {stages}; or set first_stage_layers")
+        counts = [layers // stages] * stages
+    if stages > 1 and not problems and any(count % chunks for count in counts):
+        shown = " + ".join(str(count) for count in counts)
+        problems.append(f"a stage of {shown} layers is not a multiple of virtual_pipeline {chunks}")
+    if problems:
+        raise ValueError("; ".join(problems))
+    return counts
+
+
 def check_layout(
     parallel: ParallelConfig,
     world_size: int,
@@ -377,18 +412,21 @@ def check_layout(
     problems = []
     if world_size % model_parallel:
         problems.append(f"world {world_size} is not a multiple of tensor × pipeline × context = {model_parallel}")
-    if context > 1:
-        problems.append(f"context {context} must be 1, there is no context parallelism yet")
-    for name, count in {"heads": heads, "kv_heads": kv_heads, **(cut or {})}.items():
+    for name, count in {"heads": heads, **(cut or {})}.items():
         if count % tensor:
             problems.append(f"{name} {count} is not a multiple of tensor {tensor}")
-    if layers % pipeline:
-        problems.append(f"layers {layers} is not a multiple of pipeline {pipeline}")
+    if kv_heads % tensor and tensor % kv_heads:
+        problems.append(f"kv_heads {kv_heads} is neither a multiple of tensor {tensor} nor a divisor of it")
+    try:
+        stage_layers(parallel, layers)
+    except ValueError as error:
+        problems.append(str(error))
     data = world_size // model_parallel
     if problems:
         shown = "?" if world_size % model_parallel else data
         raise ValueError(
             f"layout: tensor {tensor} × pipeline {pipeline} × context {context} × data {shown} = world {world_size}, "
+            f"virtual_pipeline {parallel.virtual_pipeline}, first_stage_layers {parallel.first_stage_layers}, "
             f"for {heads} heads, {kv_heads} kv heads, {layers} layers: {'; '.join(problems)}; change the parallel "
             "section or the number of processes"
         )

@@ -116,6 +116,8 @@ def _plan(parts: LoopParts, shaped: ShapedStep, step: int) -> list[ReplicaWork]:
         shaped.updates,
         tokens_per_microbatch=config.training.tokens_per_microbatch,
         data_parallel=parts.groups.data_size,
+        sequence_multiple=config.parallel.sequence_multiple,
+        microbatch_multiple=config.parallel.microbatch_multiple,
         scalars={"kl_coefficient": kl_coefficient(config.objective, step - 1, config.run.steps)},
     )
 

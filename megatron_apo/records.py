@@ -127,6 +127,9 @@ class Microbatch:
     Token t predicts ``labels_T[t]`` (the next token of its own sequence); ``response_mask_T[t]`` is True where that
     next token belongs to a response. Image features go to the rows ``image_positions_K``, taken from row
     ``image_features_K`` of the merged vision output (one image used by several sequences is encoded once).
+
+    A context-parallel rank's share has fewer tokens; its ``cu_seqlens`` and ``max_seqlen`` are still those of the whole
+    microbatch, and ``places_T`` says where in it each token is.
     """
 
     input_ids_T: torch.Tensor  # int64
@@ -147,6 +150,7 @@ class Microbatch:
     image_grids: tuple[tuple[int, int, int], ...] = ()
     image_positions_K: torch.Tensor | None = None  # int64
     image_features_K: torch.Tensor | None = None  # int64
+    places_T: torch.Tensor | None = None  # int64; None: this is the whole
 
 
 @dataclass(frozen=True)

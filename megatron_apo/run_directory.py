@@ -17,6 +17,7 @@ from megatron_apo.parallel.status import phase
 _MAY_DIFFER = (
     *("run.directory", "run.steps", "run.save_every", "run.keep_checkpoints", "run.evaluate_every", "run.threads"),
     *("parallel.tensor", "parallel.pipeline", "parallel.sequence", "parallel.timeout_seconds"),
+    *("parallel.context", "parallel.virtual_pipeline", "parallel.first_stage_layers"),
     *("rollout.placement", "rollout.kv_cache_gib", "rollout.gpu_memory_utilization", "rollout.timeout_seconds"),
     *("rewards.workers", "rewards.timeout_seconds", "training.tokens_per_microbatch", "training.logits_chunk_tokens"),
     "logging.",

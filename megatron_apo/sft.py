@@ -66,6 +66,8 @@ def _works(prompts: Sequence[Prompt], builder: PromptBuilder, config: Config, gr
         [range(len(samples))],
         tokens_per_microbatch=config.training.tokens_per_microbatch,
         data_parallel=groups.data_size,
+        sequence_multiple=config.parallel.sequence_multiple,
+        microbatch_multiple=config.parallel.microbatch_multiple,
         scalars={"kl_coefficient": 0.0},
     )
 
@@ -98,6 +100,8 @@ def _train(config: Config, groups: Groups, directory: RunDirectory, *, resume: b
                 settings=yaml.safe_load(dump_config(config)),
             )
             stream = PromptStream(len(prompts), config.training.batch_size, config.run.seed, config.data.shuffle)
+    if config.run.evaluate_every and groups.is_controller:
+        say("run.evaluate_every is train's: sft does not evaluate while it trains; run evaluate on its export")
     shown = config.logging.progress and groups.is_controller
     timer = PhaseTimer()
     with Progress(config.run.steps, initial=done.step, label="sft", enabled=shown) as progress:

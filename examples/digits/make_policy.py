@@ -1,6 +1,6 @@
 """Makes the quickstart's policy: a tiny Qwen2.5-VL with random weights, as a proper Hugging Face checkpoint.
 
-    python examples/digits/make_policy.py DIRECTORY --seed 0
+    python examples/digits/make_policy.py DIRECTORY --seed 0 [--family qwen2_vl]
 
 The directory holds what a published Qwen2.5-VL checkpoint holds (config, weights in safetensors, tokenizer, chat
 template, processor, generation config), so transformers, vLLM and megatron_apo load it like any other. Its sizes are
@@ -94,8 +94,13 @@ class PolicySize:
     initializer_range: float = 0.1  # at 0.02 so small a policy does not learn to see in 400 updates
 
 
-def make_policy(directory: str | Path, *, seed: int, size: PolicySize | None = None) -> Path:
-    """Writes the checkpoint; the same seed and size give the same weights.
+FAMILIES = ("qwen2_5_vl", "qwen2_vl")
+
+
+def make_policy(
+    directory: str | Path, *, seed: int, size: PolicySize | None = None, family: str = "qwen2_5_vl"
+) -> Path:
+    """Writes the checkpoint; the same seed, size and family give the same weights.
 
     Raises ValueError for a directory that exists and is not empty; nothing is overwritten.
     """
@@ -108,13 +113,13 @@ def make_policy(directory: str | Path, *, seed: int, size: PolicySize | None = N
     from megatron_apo.platform.torchvision_cpu import register_missing_operators
 
     register_missing_operators()
-    from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText, GenerationConfig
 
     tokenizer = _tokenizer()
-    config = _config(size or PolicySize(), tokenizer)
+    config = _config(size or PolicySize(), tokenizer, family)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(config)
     model.generation_config = GenerationConfig(
         bos_token_id=config.text_config.bos_token_id,
         eos_token_id=config.text_config.eos_token_id,
@@ -122,7 +127,7 @@ def make_policy(directory: str | Path, *, seed: int, size: PolicySize | None = N
     )
     directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(directory)
-    _processor(tokenizer).save_pretrained(directory)
+    _processor(tokenizer, family).save_pretrained(directory)
     return directory
 
 
@@ -178,8 +183,28 @@ def _json_model(tokenizer: Any) -> dict[str, Any]:
     return model
 
 
-def _config(size: PolicySize, tokenizer: Any) -> Any:
-    from transformers import Qwen2_5_VLConfig
+def _vision(size: PolicySize, family: str) -> dict[str, Any]:
+    common = {
+        "depth": size.vision_layers,
+        "num_heads": size.vision_heads,
+        "initializer_range": size.initializer_range,
+    }
+    if family == "qwen2_vl":
+        ratio = size.vision_feed_forward // size.vision_hidden
+        return {**common, "embed_dim": size.vision_hidden, "mlp_ratio": ratio, "hidden_size": size.hidden}
+    return {
+        **common,
+        "hidden_size": size.vision_hidden,
+        "intermediate_size": size.vision_feed_forward,
+        "out_hidden_size": size.hidden,
+        "tokens_per_second": 2,
+        "window_size": size.window,
+        "fullatt_block_indexes": [size.vision_layers - 1],
+    }
+
+
+def _config(size: PolicySize, tokenizer: Any, family: str) -> Any:
+    from transformers import AutoConfig
 
     head = size.hidden // size.heads
     section = [head // 8, head // 16 * 3, head // 2 - head // 8 - head // 16 * 3]  # Qwen's 16 : 24 : 24
@@ -202,20 +227,10 @@ def _config(size: PolicySize, tokenizer: Any) -> Any:
         "pad_token_id": end_of_text,
         "tie_word_embeddings": True,
     }
-    vision = {
-        "depth": size.vision_layers,
-        "hidden_size": size.vision_hidden,
-        "intermediate_size": size.vision_feed_forward,
-        "num_heads": size.vision_heads,
-        "out_hidden_size": size.hidden,
-        "tokens_per_second": 2,
-        "window_size": size.window,
-        "fullatt_block_indexes": [size.vision_layers - 1],
-        "initializer_range": size.initializer_range,
-    }
-    return Qwen2_5_VLConfig(
+    return AutoConfig.for_model(
+        family,
         text_config=text,
-        vision_config=vision,
+        vision_config=_vision(size, family),
         image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
         video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
         vision_start_token_id=ids["vision_start"],
@@ -225,11 +240,11 @@ def _config(size: PolicySize, tokenizer: Any) -> Any:
     )
 
 
-def _processor(tokenizer: Any) -> Any:
-    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+def _processor(tokenizer: Any, family: str) -> Any:
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
     pixels = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 1280}
-    return Qwen2_5_VLProcessor(
+    return (Qwen2VLProcessor if family == "qwen2_vl" else Qwen2_5_VLProcessor)(
         image_processor=Qwen2VLImageProcessor(size=pixels),
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(size=pixels),
@@ -241,9 +256,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Make a tiny Qwen2.5-VL checkpoint with random weights.")
     parser.add_argument("directory", help="where to write it; must not exist or be empty")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (default: %(default)s)")
+    parser.add_argument("--family", choices=FAMILIES, default=FAMILIES[0], help="(default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
-        directory = make_policy(options.directory, seed=options.seed)
+        directory = make_policy(options.directory, seed=options.seed, family=options.family)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -15,10 +15,14 @@ def distribute(
     tokens_per_microbatch: int,
     data_parallel: int,
     scalars: dict[str, float],
+    sequence_multiple: int = 1,
+    microbatch_multiple: int = 1,
 ) -> list[ReplicaWork]:
     """One ``ReplicaWork`` per data-parallel rank: its samples, renumbered, in microbatches of each update.
 
-    Adds to ``scalars`` the response tokens of each update over all replicas, ``total_tokens/<update>``.
+    A sequence counts as the next multiple of ``sequence_multiple`` tokens; see ``plan_microbatches`` for
+    ``microbatch_multiple``. Adds to ``scalars`` the response tokens of each update over all replicas,
+    ``total_tokens/<update>``.
     """
     totals = {
         f"total_tokens/{number}": float(sum(len(samples[i].response_ids) for i in batch))
@@ -26,9 +30,10 @@ def distribute(
     }
     plans = [
         plan_microbatches(
-            [samples[i].length for i in batch],
+            [-(-samples[i].length // sequence_multiple) * sequence_multiple for i in batch],
             tokens_per_microbatch=tokens_per_microbatch,
             data_parallel=data_parallel,
+            microbatch_multiple=microbatch_multiple,
         )
         for batch in updates
     ]

@@ -5,10 +5,12 @@ Shape suffixes: T packed tokens, N packed sequences, K image tokens, L patches, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from megatron_apo.records import Microbatch, PromptImage, TrainingSample
 
@@ -21,13 +23,15 @@ def plan_microbatches(
     tokens_per_microbatch: int,
     data_parallel: int,
     costs: Sequence[float] | None = None,
+    microbatch_multiple: int = 1,
 ) -> list[list[list[int]]]:
     """Sample indices by [data-parallel rank][microbatch]; every index once, every rank as many microbatches.
 
     ``lengths``: tokens of each sample; a microbatch holds up to ``tokens_per_microbatch`` of them, and a longer sample
     is alone in one. ``costs``: expected work of each sample (default: its length). Ranks are balanced by cost, longest
     first (LPT; Graham 1969, "Bounds on multiprocessing timing anomalies"). A rank short of samples gets empty
-    microbatches. The plan depends on the arguments alone.
+    microbatches; so do all ranks where their number is not a multiple of ``microbatch_multiple``. The plan
+    depends on the arguments alone.
     """
     if tokens_per_microbatch < 1 or data_parallel < 1:
         raise ValueError(
@@ -44,6 +48,7 @@ def plan_microbatches(
         loads[rank] += work[index]
     packed = [_first_fit(members, lengths, tokens_per_microbatch) for members in ranks]
     count = max(1, *(len(bins) for bins in packed))
+    count += -count % microbatch_multiple
     return [
         _balanced(members, lengths, work, tokens_per_microbatch, count) or bins + [[] for _ in range(count - len(bins))]
         for members, bins in zip(ranks, packed, strict=True)
@@ -99,12 +104,15 @@ def build_microbatch(
     with_pixels: bool = True,
     device: torch.device | str = "cpu",
     align: int = 1,
+    sequence_multiple: int = 1,
 ) -> Microbatch:
     """Packs ``samples[i]`` for i in ``indices`` one after the other.
 
     ``position_ids(sample)`` gives int64 [3, length]; ``pixel_values(image)`` gives float32 [L, C], asked once for each
-    different image and only ``with_pixels``. The tail is padded until T is a multiple of ``align``: an extra sequence
-    at the end of ``cu_seqlens``, without a sample index or weight. Without indices the result is such padding alone.
+    different image and only ``with_pixels``. Each sequence is padded at its end, where none of its tokens look, to a
+    multiple of ``sequence_multiple`` tokens. The tail is padded until T is a multiple of ``align`` too: an extra
+    sequence at the end of ``cu_seqlens``, without a sample index or weight. Without indices the result is such padding
+    alone.
     ``image_positions_K`` and ``image_features_K`` are None when there is no image.
     Raises ValueError for a prompt whose image tokens do not match its images.
     """
@@ -112,9 +120,10 @@ def build_microbatch(
     prompt_lengths = np.array([len(s.prompt_ids) for s in chosen], dtype=np.int64)
     response_lengths = np.array([len(s.response_ids) for s in chosen], dtype=np.int64)
     assert (prompt_lengths > 0).all(), "the first response token is predicted from the prompt's last"
-    lengths = prompt_lengths + response_lengths
-    total = int(lengths.sum())
-    padding = (-total) % align if total else max(align, 1)
+    real_lengths = prompt_lengths + response_lengths
+    lengths = real_lengths + -real_lengths % sequence_multiple
+    total, align = int(lengths.sum()), math.lcm(align, sequence_multiple)
+    padding = (-total) % align if total else align
     if padding:
         lengths = np.append(lengths, padding)
     ends = np.cumsum(lengths)
@@ -124,7 +133,9 @@ def build_microbatch(
     ids = np.full(tokens, _PADDING_TOKEN, dtype=np.int64)
     if chosen:
         pieces = [piece for s in chosen for piece in (s.prompt_ids, s.response_ids)]
-        ids[:total] = np.concatenate([np.array(piece, dtype=np.int64) for piece in pieces])
+        ids[_ranges(starts[: len(chosen)], real_lengths)] = np.concatenate(
+            [np.array(piece, dtype=np.int64) for piece in pieces]
+        )
     labels = np.zeros(tokens, dtype=np.int64)
     labels[:-1] = ids[1:]
     labels[ends - 1] = 0
@@ -142,7 +153,10 @@ def build_microbatch(
         spread[predicting] = np.repeat(values, response_lengths)
         return torch.from_numpy(spread).to(device)
 
-    positions = [position_ids(s) for s in chosen]
+    positions = [
+        functional.pad(position_ids(s), (0, int(length - s.length)))
+        for s, length in zip(chosen, lengths, strict=False)  # without the tail's
+    ]
     if padding:
         positions.append(torch.arange(padding).expand(3, padding))
     position_ids_3T = torch.cat([p.to(torch.int64) for p in positions], dim=1)

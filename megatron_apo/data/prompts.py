@@ -34,7 +34,7 @@ class PromptBuilder:
 
     ``eos_token_id`` ends a response. ``forbidden_token_ids`` are the vision tokens of the vocabulary: a policy must
     not sample them, because a forward pass finds images by them. ``spatial_merge_size``: one image token stands for
-    that many patches squared. Raises ValueError for a directory without a Qwen2.5-VL processor.
+    that many patches squared. Raises ValueError for a directory without a processor of either family.
     """
 
     def __init__(self, model_dir: str | Path, data: DataConfig) -> None:
@@ -189,7 +189,9 @@ class PromptBuilder:
     def _special_token(self, token: str, model_dir: str | Path) -> int:
         found = self._token_id(token)
         if found is None:
-            raise ValueError(f"model.path={model_dir}: its tokenizer has no {token}; use a Qwen2.5-VL checkpoint")
+            raise ValueError(
+                f"model.path={model_dir}: its tokenizer has no {token}; use a Qwen2.5-VL or Qwen2-VL checkpoint"
+            )
         return found
 
 
@@ -209,8 +211,8 @@ def _load_processor(directory: Path) -> Any:
     image_processor = getattr(processor, "image_processor", None)
     if getattr(image_processor, "merge_size", None) is None or getattr(processor, "tokenizer", None) is None:
         raise ValueError(
-            f"model.path={directory}: {type(processor).__name__} is not a Qwen2.5-VL processor; use a Qwen2.5-VL "
-            "checkpoint"
+            f"model.path={directory}: {type(processor).__name__} is not a Qwen2.5-VL or Qwen2-VL processor; use a "
+            "checkpoint of one of them"
         )
     if not processor.chat_template:
         raise ValueError(f"model.path={directory}: has no chat template; add chat_template.jinja to the checkpoint")

@@ -32,6 +32,8 @@ class Groups:
     world_size: int
     tensor_rank: int
     tensor_size: int
+    context_rank: int
+    context_size: int
     pipeline_rank: int
     pipeline_size: int
     data_rank: int
@@ -62,6 +64,10 @@ class Groups:
     @property
     def pp(self) -> dist.ProcessGroup:
         return self.collection.pp
+
+    @property
+    def cp(self) -> dist.ProcessGroup:
+        return self.collection.cp
 
     @property
     def dp(self) -> dist.ProcessGroup:
@@ -101,6 +107,7 @@ def initialise(parallel: ParallelConfig, *, seed: int) -> Groups:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
         context_parallel_size=parallel.context,
         distributed_timeout_minutes=max(1, parallel.timeout_seconds // 60),
     )
@@ -113,32 +120,33 @@ def _collect(device: torch.device, timeout: timedelta) -> Groups:
     world = dist.get_world_size()
     # A new group does not take over the job's timeout, and these two wait for rollouts and evaluations.
     control = dist.new_group(backend="gloo", timeout=timeout)
-    mine = dist.get_process_group_ranks(collection.mp)
-    # Every rank must take part in creating every group, so first learn all of them.
-    gathered = [torch.zeros(len(mine), dtype=torch.int64) for _ in range(world)]
-    dist.all_gather(gathered, torch.tensor(mine), group=control)
-    replicas = sorted({tuple(ranks.tolist()) for ranks in gathered})
-    groups = {ranks: dist.new_group(list(ranks), backend="gloo", timeout=timeout) for ranks in replicas}
-    by_data_rank: dict[int, int] = {}
-    data_rank = torch.tensor([parallel_state.get_data_parallel_rank()])
-    data_ranks = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]
-    dist.all_gather(data_ranks, data_rank, group=control)
-    for ranks in replicas:
-        by_data_rank[int(data_ranks[ranks[0]])] = ranks[0]
+    # Every rank must take part in creating every group, so first learn all of them. Megatron's own model-parallel group
+    # leaves the context ranks out.
+    gathered = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]
+    dist.all_gather(gathered, torch.tensor([parallel_state.get_data_parallel_rank()]), group=control)
+    data_ranks = [int(data_rank) for data_rank in gathered]
+    replicas = [
+        [rank for rank in range(world) if data_ranks[rank] == replica]
+        for replica in range(parallel_state.get_data_parallel_world_size())
+    ]
+    controls = [dist.new_group(ranks, backend="gloo", timeout=timeout) for ranks in replicas]
+    mine = data_ranks[dist.get_rank()]
     return Groups(
         rank=dist.get_rank(),
         world_size=world,
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
         tensor_size=parallel_state.get_tensor_model_parallel_world_size(),
+        context_rank=parallel_state.get_context_parallel_rank(),
+        context_size=parallel_state.get_context_parallel_world_size(),
         pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
         pipeline_size=parallel_state.get_pipeline_model_parallel_world_size(),
         data_rank=parallel_state.get_data_parallel_rank(),
         data_size=parallel_state.get_data_parallel_world_size(),
         collection=collection,
         control=control,
-        model_control=groups[tuple(mine)],
-        model_ranks=tuple(mine),
-        replica_leaders=tuple(by_data_rank[index] for index in range(len(by_data_rank))),
+        model_control=controls[mine],
+        model_ranks=tuple(replicas[mine]),
+        replica_leaders=tuple(ranks[0] for ranks in replicas),
         device=device,
     )
 

@@ -33,15 +33,16 @@ def share_text(text: str, groups: Groups) -> str:
 
 
 def reduce_metrics(sums: Mapping[str, float], groups: Groups, *, maxima: Collection[str] = ()) -> dict[str, float]:
-    """Adds ``sums`` over the data-parallel replicas (takes the largest of those in ``maxima``), result on every rank.
+    """Adds ``sums`` over data and context ranks (takes the largest of those in ``maxima``), result on every rank.
 
-    Tensor rank 0 of each replica's last stage contributes; the other ranks' arguments are not read. All contributors
-    must have the same names: the first replica's are sent round with the numbers, because no other stage knows them.
+    On each replica's last stage, tensor rank 0 of each context rank contributes: context ranks hold different tokens,
+    tensor ranks the same. The other ranks' arguments are not read. All contributors must have the same names: the first
+    one's are sent round with the numbers, because no other stage knows them.
     """
     if groups.world_size == 1:
         return dict(sums)
     contributes = groups.last_stage and groups.tensor_rank == 0
-    text = share_text("\n".join(sorted(sums)) if contributes and groups.data_rank == 0 else "", groups)
+    text = share_text("\n".join(sorted(sums)) if contributes else "", groups)
     names = text.split("\n") if text else []
     added = torch.tensor([sums[n] if contributes and n not in maxima else 0.0 for n in names], dtype=torch.float64)
     largest = torch.tensor([sums[n] if contributes and n in maxima else -math.inf for n in names], dtype=torch.float64)

@@ -67,7 +67,8 @@ def _megatron_optimizers(optimizer: Any) -> list[Any]:
 
 
 def _inner_optimizers(optimizer: Any) -> list[Any]:
-    return [one.optimizer for one in _megatron_optimizers(optimizer)]
+    found = [one.optimizer for one in _megatron_optimizers(optimizer)]
+    return [inner for inner in found if inner is not None]  # none where every parameter of the rank is frozen
 
 
 def _hand_over_step_counters(optimizer: Any) -> None:
@@ -101,9 +102,19 @@ def _separate_step_counters(optimizer: Any) -> None:
 def _sharded_state(state: TrainingState, *, is_loading: bool) -> dict[str, Any]:
     metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
     # Megatron's DDP saves under its own prefix and loads without it: the model itself does both.
-    model = unwrap(state.model[0]).sharded_state_dict(metadata=metadata)
-    optimizer = state.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
-    return {"model": model, "optimizer": optimizer, "scheduler": state.scheduler.state_dict()}
+    chunks = {
+        _chunk_key(number): unwrap(chunk).sharded_state_dict(metadata=metadata)
+        for number, chunk in enumerate(state.model)
+    }
+    model = chunks if len(chunks) > 1 else chunks[_chunk_key(0)]  # the form in which Megatron's optimizers take them
+    optimizer = {}
+    if _inner_optimizers(state.optimizer):
+        optimizer = state.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
+    return {**chunks, "optimizer": optimizer, "scheduler": state.scheduler.state_dict()}
+
+
+def _chunk_key(number: int) -> str:
+    return f"model{number}"
 
 
 def _collect_write_results_here() -> None:
@@ -150,9 +161,11 @@ def load_checkpoint(state: TrainingState, groups: Groups, directory: Path) -> Lo
     path = checkpoint_path(directory, steps[-1])
     _prepare_adam_state(state.optimizer)
     loaded = dist_checkpointing.load(_sharded_state(state, is_loading=True), str(path))
-    unwrap(state.model[0]).load_state_dict(loaded["model"])
+    for number, chunk in enumerate(state.model):
+        unwrap(chunk).load_state_dict(loaded[_chunk_key(number)])
     _hand_over_step_counters(state.optimizer)
-    state.optimizer.load_state_dict(loaded["optimizer"])
+    if _inner_optimizers(state.optimizer):
+        state.optimizer.load_state_dict(loaded["optimizer"])
     _separate_step_counters(state.optimizer)
     state.scheduler.load_state_dict(loaded["scheduler"])
     saved = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))

@@ -70,7 +70,7 @@ def export_model(state: TrainingState, groups: Groups, source: str | Path, targe
                 if path.is_file() and not path.name.endswith(_WEIGHT_FILES):
                     shutil.copy2(path, partial / path.name)
     writer = _ShardWriter(partial)
-    for name, tensor in export_tensors(unwrap(state.model[0]), groups):
+    for name, tensor in export_tensors([unwrap(chunk) for chunk in state.model], groups):
         writer.add(name, tensor)
     with phase(groups, "finish export"):
         if groups.is_controller:

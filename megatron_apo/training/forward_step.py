@@ -8,6 +8,10 @@ returned. So each microbatch returns N * sum_{t in microbatch} w_t l_t and its o
 up to N, N cancels, and the gradient is that of L however the batch was cut. N comes from the controller as a scalar;
 the optimizer step is refused when the counts do not add up to it.
 
+Context-parallel ranks change nothing of this: each holds other tokens of the same sequences, so their losses and counts
+are further parts of the same two sums, and Megatron adds gradients and counts over data and context ranks alike. What a
+token's keys and values owe to another rank's tokens comes back through the attention's own backward.
+
 Shape suffixes: T packed tokens.
 """
 
@@ -72,12 +76,14 @@ def unwrap(model: Any) -> Qwen25VLModel:
     return model
 
 
-def run_model(model: Any, batch: Microbatch) -> torch.Tensor:
+def run_model(model: Any, batch: Microbatch, groups: Groups) -> torch.Tensor:
     """This stage's output for ``batch``: hidden states [T, 1, H]."""
     return model(
         batch.input_ids_T[None],
         batch.position_ids_3T[:, None],
-        packed_layout(batch.cu_seqlens, batch.max_seqlen),
+        packed_layout(
+            batch.cu_seqlens, batch.max_seqlen, context_rank=groups.context_rank, context_size=groups.context_size
+        ),
         pixel_values_LC=batch.pixel_values_LC,
         image_grids=batch.image_grids,
         image_positions_K=batch.image_positions_K,
@@ -116,7 +122,7 @@ def scoring_step(head: HeadSettings, groups: Groups) -> Callable[[Iterator[Micro
 
     def forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[torch.Tensor, LossFunction]:
         batch = next(iterator)
-        output = run_model(model, batch)
+        output = run_model(model, batch, groups)
         return output, partial(_scoring_loss, model=model, batch=batch, head=head, groups=groups)
 
     return forward_step
@@ -180,7 +186,7 @@ def training_step(
 
     def forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[torch.Tensor, LossFunction]:
         batch = next(iterator)
-        output = run_model(model, batch)
+        output = run_model(model, batch, groups)
         return output, partial(_training_loss, model=model, batch=batch, head=head, groups=groups, loss=loss)
 
     return forward_step

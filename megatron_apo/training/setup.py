@@ -14,7 +14,7 @@ from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
-from megatron_apo.config import Config, OptimizerConfig
+from megatron_apo.config import Config, ModelConfig, OptimizerConfig
 from megatron_apo.config_loading import check_layout
 from megatron_apo.parallel.groups import Groups, launched_processes
 from megatron_apo.platform.torchvision_cpu import register_missing_operators
@@ -28,7 +28,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass
 class TrainingState:
-    """Everything of a trainer that lives on this rank. ``reference`` is None when no KL is asked for."""
+    """Everything of a trainer that lives on this rank. ``reference`` is None when no KL is asked for.
+
+    ``model`` and ``reference`` hold the chunks of this pipeline stage, one unless the pipeline is interleaved.
+    """
 
     shape: Qwen25VLShape
     settings: BuildSettings
@@ -46,8 +49,11 @@ def build_settings(config: Config) -> BuildSettings:
         recompute=config.model.recompute,
         tensor=config.parallel.tensor,
         pipeline=config.parallel.pipeline,
+        virtual_pipeline=config.parallel.virtual_pipeline,
+        first_stage_layers=config.parallel.first_stage_layers,
         context=config.parallel.context,
         sequence_parallel=config.parallel.sequence,
+        vision_ffn_multiple=config.model.vision_ffn_multiple,
     )
 
 
@@ -61,8 +67,8 @@ def _check_layout(config: Config, shape: Qwen25VLShape, world_size: int) -> None
         layers=shape.layers,
         cut={
             "ffn": shape.ffn,
+            "qkv rows": (shape.heads + 2 * shape.kv_heads) * shape.head_size,
             "vision heads": vision.heads,
-            "vision ffn": vision.ffn,
             "vision merger": vision.hidden * vision.spatial_merge_size**2,
         },
     )
@@ -75,21 +81,53 @@ def check_model_layout(config: Config) -> None:
     _check_layout(config, shape, launched_processes())
 
 
-def build_stage(shape: Qwen25VLShape, settings: BuildSettings, groups: Groups, directory: str | Path) -> Qwen25VLModel:
-    """This rank's pipeline stage with the weights of the checkpoint in ``directory``."""
-    model = Qwen25VLModel(
-        shape,
-        settings,
-        pg_collection=groups.collection,
-        pre_process=groups.first_stage,
-        post_process=groups.last_stage,
-    ).to(groups.device)
-    load_hf_checkpoint(model, directory, tensor_rank=groups.tensor_rank, tensor_size=groups.tensor_size)
-    return model
+def build_chunks(
+    shape: Qwen25VLShape, settings: BuildSettings, groups: Groups, directory: str | Path
+) -> list[Qwen25VLModel]:
+    """This rank's pipeline stage with the weights of the checkpoint in ``directory``: as many chunks as the layout has.
+
+    The first stage's first chunk has the vision tower and the embedding, the last stage's last chunk the output.
+    """
+    chunks, count = [], settings.virtual_pipeline
+    for number in range(count):
+        model = Qwen25VLModel(
+            shape,
+            settings,
+            pg_collection=groups.collection,
+            pre_process=groups.first_stage and number == 0,
+            post_process=groups.last_stage and number == count - 1,
+            vp_stage=number if count > 1 else None,
+        ).to(groups.device)
+        load_hf_checkpoint(model, directory, tensor_rank=groups.tensor_rank, tensor_size=groups.tensor_size)
+        chunks.append(model)
+    return chunks
+
+
+def freeze(model: Qwen25VLModel, config: ModelConfig) -> None:
+    """Takes the gradient from the parts that ``config`` freezes: they get no gradient buffer and no optimizer state."""
+    frozen = {"vision": config.freeze_vision, "merger": config.freeze_merger, "language": config.freeze_language}
+    for name, parameter in model.named_parameters():
+        if name.startswith("language_model."):
+            part = "language"
+        else:
+            part = "merger" if name.startswith("vision_model.merger.") else "vision"
+        parameter.requires_grad_(not frozen[part])
 
 
 def _wrap(model: Qwen25VLModel, settings: BuildSettings) -> Any:
     return Float16Module(model.config, model) if settings.dtype == torch.bfloat16 else model
+
+
+def _distribute(model: Qwen25VLModel, settings: BuildSettings, *, sharded: bool) -> Any:
+    """The model under Megatron's DDP: a gradient buffer, reduced over data and context ranks."""
+    model.config.finalize_model_grads_func = finalize_model_grads
+    return DistributedDataParallel(
+        model.config,
+        DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=sharded
+        ),
+        _wrap(model, settings),
+    )
 
 
 def _optimizer_config(config: OptimizerConfig, settings: BuildSettings, distributed: bool) -> MegatronOptimizerConfig:
@@ -130,31 +168,23 @@ def _scheduler(optimizer: Any, config: OptimizerConfig, updates: int) -> Optimiz
 def build_training_state(config: Config, groups: Groups, *, updates: int, reference: bool) -> TrainingState:
     """Loads ``config.model.path`` into this rank's part of the layout, ready to train for ``updates`` updates.
 
-    Raises ValueError for an impossible layout or a directory that is not a whole Qwen2.5-VL checkpoint.
+    Raises ValueError for an impossible layout or a directory that is not a whole checkpoint of either family.
     """
     shape, settings = read_shape(config.model.path), build_settings(config)
     _check_layout(config, shape, groups.world_size)
-    model = build_stage(shape, settings, groups, config.model.path)
-    model.config.finalize_model_grads_func = finalize_model_grads
-    distributed = config.parallel.distributed_optimizer
-    wrapped = DistributedDataParallel(
-        model.config,
-        DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=distributed
-        ),
-        _wrap(model, settings),
-    )
+    sharded = config.parallel.distributed_optimizer
+    model = []
+    for chunk in build_chunks(shape, settings, groups, config.model.path):
+        freeze(chunk, config.model)
+        model.append(_distribute(chunk, settings, sharded=sharded))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Megatron warns on every build that apex is missing; see describe_optimizer
-        optimizer = get_megatron_optimizer(_optimizer_config(config.optimizer, settings, distributed), [wrapped])
+        optimizer = get_megatron_optimizer(_optimizer_config(config.optimizer, settings, sharded), model)
     initial = None
     if reference:
-        initial = [_wrap(build_stage(shape, settings, groups, config.model.path), settings).eval()]
-        for parameter in initial[0].parameters():
-            parameter.requires_grad_(False)
-    return TrainingState(
-        shape, settings, [wrapped], optimizer, _scheduler(optimizer, config.optimizer, updates), initial
-    )
+        chunks = build_chunks(shape, settings, groups, config.model.path)
+        initial = [_wrap(chunk, settings).eval().requires_grad_(False) for chunk in chunks]
+    return TrainingState(shape, settings, model, optimizer, _scheduler(optimizer, config.optimizer, updates), initial)
 
 
 def describe_optimizer(optimizer: Any) -> str:

@@ -15,6 +15,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_apo.config import ObjectiveConfig
 from megatron_apo.data.packing import build_microbatch
+from megatron_apo.parallel.context import cut_microbatch
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.parallel.reduction import reduce_metrics, share_text
 from megatron_apo.parallel.status import phase
@@ -54,6 +55,7 @@ def _sum_over_microbatches(collected: Sequence[dict[str, torch.Tensor]]) -> dict
 def _describe_token(batch: Microbatch, samples: Sequence[TrainingSample], row: int) -> str:
     """Prompt and response position of response row ``row`` of a packed microbatch."""
     place = int(batch.response_mask_T.nonzero()[row])
+    place = place if batch.places_T is None else int(batch.places_T[place])
     sequence = int(torch.searchsorted(batch.cu_seqlens, place, right=True)) - 1
     sample = samples[batch.sample_indices[sequence]]
     token = place - int(batch.cu_seqlens[sequence]) - len(sample.prompt_ids) + 1
@@ -87,24 +89,28 @@ class Trainer:
         )
 
     def _microbatch(self, samples: Sequence[TrainingSample], indices: Sequence[int]) -> Microbatch:
-        return build_microbatch(
+        groups, settings = self.groups, self.state.settings
+        whole = build_microbatch(
             samples,
             indices,
             position_ids=self._position_ids,
             pixel_values=self._pixel_values,
             image_token_id=self.state.shape.image_token_id,
             spatial_merge_size=self.state.shape.vision.spatial_merge_size,
-            with_pixels=self.groups.first_stage,
-            device=self.groups.device,
-            align=self.groups.tensor_size if self.state.settings.sequence_parallel else 1,
+            with_pixels=groups.first_stage,
+            device=groups.device,
+            align=groups.context_size * (groups.tensor_size if settings.sequence_parallel else 1),
+            sequence_multiple=2 * groups.context_size if groups.context_size > 1 else 1,
         )
+        merge = self.state.shape.vision.spatial_merge_size
+        return cut_microbatch(whole, groups.context_rank, groups.context_size, spatial_merge_size=merge)
 
     def _run(
         self, model: list[Any], step: Callable[..., Any], batches: Sequence[Microbatch], forward_only: bool
     ) -> list[dict[str, torch.Tensor]]:
         collected: list[dict[str, torch.Tensor]] = self._schedule(
             forward_step_func=step,
-            data_iterator=iter(batches),
+            data_iterator=[iter(batches) for _ in model] if len(model) > 1 else iter(batches),
             model=model,
             num_microbatches=len(batches),
             seq_length=max(len(batch.input_ids_T) for batch in batches),  # only read when shapes are fixed
@@ -226,7 +232,8 @@ class Trainer:
         if before_step is not None:
             before_step(metrics, lambda: self._worst_token(batches, collected, samples, metrics["gate/max"]))
         _, gradient_norm, _ = state.optimizer.step()
-        metrics["optimizer/learning_rate"] = float(state.optimizer.param_groups[0]["lr"])
+        # Not from the optimizer's groups: a rank whose every parameter is frozen has none.
+        metrics["optimizer/learning_rate"] = float(state.scheduler.get_lr({}))
         state.scheduler.step(1)
         if gradient_norm is not None:
             metrics["optimizer/gradient_norm"] = float(gradient_norm)

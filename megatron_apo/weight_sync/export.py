@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 
 from megatron_apo.parallel.groups import Groups
-from model_providers.qwen2_5_vl.loading import global_parameters
+from model_providers.qwen2_5_vl.loading import global_parameters, model_rows
 from model_providers.qwen2_5_vl.model import Qwen25VLModel
-from model_providers.qwen2_5_vl.weight_map import WeightRow, to_hf, weight_map
+from model_providers.qwen2_5_vl.weight_map import WeightRow, to_hf
 
 Select = Callable[[torch.nn.Parameter], torch.Tensor]
 
@@ -20,7 +20,9 @@ def _weights(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 
 def main_gradients(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """Selects the gradient that Megatron's DDP accumulated (``main_grad``) instead of the weight."""
+    """Selects the gradient that Megatron's DDP accumulated (``main_grad``), 0 where frozen, instead of the weight."""
+    if not parameter.requires_grad:
+        return torch.zeros_like(parameter)
     return parameter.main_grad.detach()  # type: ignore[attr-defined,no-any-return]
 
 
@@ -45,23 +47,25 @@ def _all_shards(tensor: torch.Tensor, row: WeightRow, groups: Groups) -> list[to
 
 
 def export_tensors(
-    model: Qwen25VLModel, groups: Groups, select: Select = _weights
+    model: Qwen25VLModel | Sequence[Qwen25VLModel], groups: Groups, select: Select = _weights
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields (published name, whole tensor) in the map's order on rank 0; yields nothing elsewhere.
 
-    Collective over the ranks of the first data-parallel replica: each of them must exhaust the iterator; the other
-    replicas hold the same weights and return at once. ``select`` picks what is exported of a parameter: its weight,
+    ``model``: this rank's pipeline stage, or its chunks. Collective over the ranks of the first data-parallel replica:
+    each of them must exhaust the iterator; the other replicas hold the same weights and return at once, context ranks
+    after the first once the owners are known. ``select`` picks what is exported of a parameter: its weight,
     or its gradient in tests and diagnostics. One whole tensor is in memory at a time.
     """
     if groups.data_rank != 0:
         return
-    rows = [
-        row
-        for row in weight_map(model.shape, transformer_engine=model.settings.layer_spec == "transformer_engine")
-        if row.exported
-    ]
-    mine = dict(global_parameters(model))
-    for row, owner in zip(rows, _owners(rows, mine, groups), strict=True):
+    chunks = [model] if isinstance(model, Qwen25VLModel) else list(model)
+    first = chunks[0]
+    rows = [row for row in model_rows(first).values() if row.exported]
+    mine = {name: parameter for chunk in chunks for name, parameter in global_parameters(chunk)}
+    owners = _owners(rows, mine, groups)
+    if groups.context_rank != 0:
+        return
+    for row, owner in zip(rows, owners, strict=True):
         tensors: list[tuple[str, torch.Tensor]] = []
         if groups.pipeline_rank == owner:
             shards = _all_shards(select(mine[row.megatron]), row, groups)
@@ -72,7 +76,7 @@ def export_tensors(
                         dist.send(_as_bytes(tensor), groups.model_ranks[0], group=groups.model_control)
         if groups.is_controller:
             if owner != 0:
-                source, dtype = _stage_leader(owner, groups), _row_dtype(model, select)
+                source, dtype = _stage_leader(owner, groups), _row_dtype(first, select)
                 tensors = [
                     (name, _receive(shape, dtype, source, groups))
                     for name, shape in zip(row.hf, row.shapes, strict=True)
@@ -81,7 +85,7 @@ def export_tensors(
 
 
 def _stage_leader(stage: int, groups: Groups) -> int:
-    """Global rank of tensor rank 0 of ``stage`` in this replica: model ranks come stage by stage."""
+    """Global rank of tensor and context rank 0 of ``stage`` in this replica: model ranks come stage by stage."""
     per_stage = len(groups.model_ranks) // groups.pipeline_size
     return groups.model_ranks[stage * per_stage]
 

@@ -4,7 +4,8 @@ Packed sequences travel as one batch row [T, 1, heads, size] with their boundari
 not "thd" on purpose: Megatron's rotary code for "thd" restarts positions at each boundary unless the frequency table's
 length matches exactly, silently; with a frequency per token it must not look at boundaries at all.
 
-Shape suffixes: T packed tokens, N sequences, S longest sequence, A heads, D head size.
+Shape suffixes: T packed tokens (of this context rank), N sequences, S longest sequence, Q its piece, A heads, D head
+size.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -27,6 +29,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch.nn import functional
 
+from model_providers.qwen2_5_vl.context import ContextLayout, ContextShare
+
 LAYER_SPECS = ("local", "transformer_engine")
 
 
@@ -35,26 +39,39 @@ class PackedLayout(PackedSeqParams):
     """Boundaries of the packed sequences, with the gathers between [T] and padded [N, S] made once per batch.
 
     ``pad_index_NS`` maps padded cells to tokens (cells beyond a sequence's end point at token 0 and are never read
-    back); ``unpad_index_T`` is its inverse; ``key_mask_NS`` is None when all sequences are equally long.
+    back); ``unpad_index_T`` is its inverse; ``key_mask_NS`` is None when all sequences are equally long. ``context``
+    takes their place where context ranks share the sequences; the boundaries are those of the whole sequences then.
     """
 
     pad_index_NS: torch.Tensor | None = None
     unpad_index_T: torch.Tensor | None = None
     key_mask_NS: torch.Tensor | None = None
+    context: ContextShare | None = None
 
 
-def packed_layout(cu_seqlens: torch.Tensor, max_seqlen: int) -> PackedLayout:
-    """Layout of sequences with int32 boundaries ``cu_seqlens`` [N + 1], the longest of ``max_seqlen`` tokens."""
-    starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
-    column = torch.arange(max_seqlen, device=cu_seqlens.device)
-    inside = column < (ends - starts)[:, None]
-    pad_index = torch.where(inside, starts[:, None] + column, 0)
-    return PackedLayout(
+def packed_layout(
+    cu_seqlens: torch.Tensor, max_seqlen: int, *, context_rank: int = 0, context_size: int = 1
+) -> PackedLayout:
+    """Layout of sequences with int32 boundaries ``cu_seqlens`` [N + 1], the longest of ``max_seqlen`` tokens.
+
+    With ``context_size`` above 1, of this rank's share (``context.context_rows``) in causal attention; every sequence
+    must then be a multiple of 2 * ``context_size`` tokens long (else ValueError, from the rows or the attention).
+    """
+    boundaries: dict[str, Any] = dict(
         qkv_format="sbhd",
         cu_seqlens_q=cu_seqlens,
         cu_seqlens_kv=cu_seqlens,
         max_seqlen_q=max_seqlen,
         max_seqlen_kv=max_seqlen,
+    )
+    if context_size > 1:
+        return PackedLayout(**boundaries, context=ContextShare(cu_seqlens, max_seqlen, context_rank, context_size))
+    starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
+    column = torch.arange(max_seqlen, device=cu_seqlens.device)
+    inside = column < (ends - starts)[:, None]
+    pad_index = torch.where(inside, starts[:, None] + column, 0)
+    return PackedLayout(
+        **boundaries,
         pad_index_NS=pad_index,
         unpad_index_T=inside.reshape(-1).nonzero().squeeze(1),
         key_mask_NS=None if bool(inside.all()) else inside,
@@ -64,7 +81,8 @@ def packed_layout(cu_seqlens: torch.Tensor, max_seqlen: int) -> PackedLayout:
 class PackedAttention(MegatronModule):
     """Core attention over packed sequences: one batched SDPA over the padded [N, S], no [T, T] mask.
 
-    Right padding needs no mask under causal attention: a real token never looks to its right.
+    Right padding needs no mask under causal attention: a real token never looks to its right. Context ranks gather each
+    other's keys and values, and sum the gradients of their own over all ranks on the way back.
     """
 
     def __init__(
@@ -79,10 +97,7 @@ class PackedAttention(MegatronModule):
         pg_collection: Any = None,
     ) -> None:
         super().__init__(config=config)
-        if config.context_parallel_size > 1:
-            raise ValueError(
-                f"parallel.context={config.context_parallel_size}: the local layer spec has no context parallelism yet"
-            )
+        self.context_group = pg_collection.cp if config.context_parallel_size > 1 else None
         self.causal = attn_mask_type == AttnMaskType.causal
         self.softmax_scale = softmax_scale
 
@@ -100,6 +115,13 @@ class PackedAttention(MegatronModule):
         if not isinstance(packed_seq_params, PackedLayout):
             raise ValueError(f"packed_seq_params={packed_seq_params!r}: make it with layers.packed_layout(cu_seqlens)")
         layout = packed_seq_params
+        if self.context_group is not None:
+            if layout.context is None:
+                raise ValueError(
+                    f"packed_seq_params: made for one context rank, this model has {self.context_group.size()}; give "
+                    "layers.packed_layout context_rank and context_size"
+                )
+            return self._context_forward(query, key, value, layout.context.attention)
         assert layout.pad_index_NS is not None and layout.unpad_index_T is not None
         query_NASD, key_NASD, value_NASD = (
             _pad(tensor.squeeze(1), layout.pad_index_NS) for tensor in (query, key, value)
@@ -120,6 +142,30 @@ class PackedAttention(MegatronModule):
         if layout.key_mask_NS is not None:
             out = out.index_select(0, layout.unpad_index_T)
         return out.unsqueeze(1)
+
+    def _context_forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, context: ContextLayout
+    ) -> torch.Tensor:
+        """This rank's queries against the keys and values of all context ranks."""
+        pairs = gather_from_sequence_parallel_region(torch.cat((key, value), dim=-1), group=self.context_group)
+        sequences, longest = context.key_index_NS.shape
+        pairs = pairs.squeeze(1).index_select(0, context.key_index_NS.reshape(-1))
+        pairs = pairs.view(sequences, longest, *pairs.shape[1:]).transpose(1, 2)
+        key_NASD, value_NASD = pairs.split((key.shape[-1], value.shape[-1]), dim=-1)
+        pieces = []
+        for index_NQ, columns, mask in zip(context.query_index_2NQ, context.key_columns, context.masks, strict=True):
+            query_NQAD = query.squeeze(1).index_select(0, index_NQ.reshape(-1)).view(*index_NQ.shape, *query.shape[2:])
+            piece = functional.scaled_dot_product_attention(
+                query_NQAD.transpose(1, 2),
+                key_NASD[:, :, :columns],
+                value_NASD[:, :, :columns],
+                attn_mask=mask,
+                scale=self.softmax_scale,
+                enable_gqa=query.shape[2] != key.shape[2],
+            )
+            pieces.append(piece.transpose(1, 2).flatten(2))
+        out = torch.stack(pieces, dim=1).flatten(0, 2)
+        return out.index_select(0, context.unpad_index_R).unsqueeze(1)
 
 
 def _pad(tensor_TAD: torch.Tensor, pad_index_NS: torch.Tensor) -> torch.Tensor:
@@ -152,11 +198,30 @@ class RMSNorm(torch.nn.Module):
         return self.weight * normed.to(hidden.dtype)
 
 
-def _local_layer(mask: AttnMaskType) -> ModuleSpec:
+class LayerNorm(torch.nn.Module):
+    """Layer norm with weight and bias (arXiv:1607.06450); torch computes it in fp32 within, whatever the dtype."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.bias = torch.nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype))
+        for parameter in (self.weight, self.bias):
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return functional.layer_norm(hidden, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+LOCAL_NORMS = {"RMSNorm": RMSNorm, "LayerNorm": LayerNorm}
+
+
+def _local_layer(mask: AttnMaskType, normalization: str) -> ModuleSpec:
+    norm = LOCAL_NORMS[normalization]
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
+            input_layernorm=norm,
             self_attention=ModuleSpec(
                 module=SelfAttention,
                 params={"attn_mask_type": mask},
@@ -169,7 +234,7 @@ def _local_layer(mask: AttnMaskType) -> ModuleSpec:
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=RMSNorm,
+            pre_mlp_layernorm=norm,
             mlp=ModuleSpec(
                 module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
             ),
@@ -184,22 +249,25 @@ def _transformer_engine_layer(mask: AttnMaskType) -> ModuleSpec:
     return transformer_engine_layer(mask)
 
 
-def layer_spec(name: str, mask: AttnMaskType) -> ModuleSpec:
-    """One transformer layer; ``mask`` is causal for the language model, no_mask for the vision tower."""
+def layer_spec(name: str, mask: AttnMaskType, normalization: str = "RMSNorm") -> ModuleSpec:
+    """One transformer layer; ``mask`` is causal for the language model, no_mask for the vision tower.
+
+    ``normalization`` is that of its config, "RMSNorm" or "LayerNorm"; Transformer Engine reads it from there.
+    """
     if name == "local":
-        return _local_layer(mask)
+        return _local_layer(mask, normalization)
     if name == "transformer_engine":
         return _transformer_engine_layer(mask)
     raise ValueError(f"model.layer_spec={name!r}: must be one of {', '.join(LAYER_SPECS)}")
 
 
-def norm_class(name: str) -> Any:
+def norm_class(name: str, normalization: str = "RMSNorm") -> Any:
     """The norm that stands alone (final norm, merger) in the spec ``name``."""
     if name == "transformer_engine":
         from model_providers.qwen2_5_vl.transformer_engine_layers import norm
 
         return norm()
-    return RMSNorm
+    return LOCAL_NORMS[normalization]
 
 
 def block_spec(name: str, mask: AttnMaskType, layers: int) -> TransformerBlockSubmodules:

@@ -73,8 +73,13 @@ def global_parameters(model: Qwen25VLModel) -> Iterator[tuple[str, torch.nn.Para
 
 
 def model_rows(model: Qwen25VLModel) -> dict[str, WeightRow]:
-    """The weight map of ``model`` by Megatron name."""
-    rows = weight_map(model.shape, transformer_engine=model.settings.layer_spec == "transformer_engine")
+    """The weight map of ``model`` by Megatron name, in export order."""
+    settings = model.settings
+    rows = weight_map(
+        model.shape,
+        transformer_engine=settings.layer_spec == "transformer_engine",
+        vision_ffn_multiple=settings.vision_ffn_multiple,
+    )
     return {row.megatron: row for row in rows}
 
 
@@ -90,8 +95,8 @@ def load_hf_checkpoint(model: Qwen25VLModel, directory: str | Path, *, tensor_ra
     unknown = sorted(name for name in reader.names - known if name != "lm_head.weight" and "inv_freq" not in name)
     if unknown:
         raise ValueError(
-            f"{directory}: tensors that a Qwen2.5-VL of this config does not have: {', '.join(unknown[:5])}; "
-            "its config.json and its weights belong to different models"
+            f"{directory}: tensors that a {model.shape.model_type} of this config does not have: "
+            f"{', '.join(unknown[:5])}; its config.json and its weights belong to different models"
         )
     with torch.no_grad():
         for name, parameter in global_parameters(model):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from megatron.core.activations import quick_gelu
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
@@ -16,15 +18,24 @@ RECOMPUTE = ("none", "selective", "full")
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """What a model is built with besides its shape. ``dtype`` is that of parameters and activations."""
+    """What a model is built with besides its shape. ``dtype`` is that of parameters and activations.
+
+    The vision FFN is padded with zeros to a multiple of ``vision_ffn_multiple`` and of the tensor ranks.
+    ``default_device``: parameters come into being on torch's default device, as ``torch.device("meta")`` sets it,
+    instead of Megatron's current one.
+    """
 
     dtype: torch.dtype = torch.float32
     layer_spec: str = "local"
     recompute: str = "none"
     tensor: int = 1
     pipeline: int = 1
+    virtual_pipeline: int = 1
+    first_stage_layers: int = 0  # 0: as many as the other stages
     context: int = 1
     sequence_parallel: bool = False
+    vision_ffn_multiple: int = 1
+    default_device: bool = False
 
 
 def _common(settings: BuildSettings) -> dict[str, Any]:
@@ -36,9 +47,7 @@ def _common(settings: BuildSettings) -> dict[str, Any]:
     elif settings.recompute == "full":
         recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     return dict(
-        normalization="RMSNorm",
-        gated_linear_unit=True,
-        activation_func=functional.silu,
+        use_cpu_initialization=settings.default_device,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         bias_activation_fusion=False,
@@ -69,15 +78,29 @@ def language_config(shape: Qwen25VLShape, settings: BuildSettings) -> Transforme
         layernorm_epsilon=shape.norm_epsilon,
         add_bias_linear=False,
         add_qkv_bias=True,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=functional.silu,
         mrope_section=list(shape.mrope_section),
         sequence_parallel=settings.sequence_parallel,
         pipeline_model_parallel_size=settings.pipeline,
+        virtual_pipeline_model_parallel_size=settings.virtual_pipeline if settings.virtual_pipeline > 1 else None,
+        num_layers_in_first_pipeline_stage=settings.first_stage_layers or None,
+        # Batched messages mix up the chunks of the interleaved schedule, and Megatron does not check.
+        batch_p2p_comm=settings.virtual_pipeline == 1,
+        overlap_p2p_comm=settings.virtual_pipeline > 1,
         context_parallel_size=settings.context,
         pipeline_dtype=settings.dtype,
         variable_seq_lengths=settings.pipeline > 1,  # each packed microbatch has its own length
         moe_token_dispatcher_type="alltoall",  # what variable_seq_lengths demands, dense models included
         **_common(settings),
     )
+
+
+def padded_vision_ffn(ffn: int, settings: BuildSettings) -> int:
+    """Width of the vision FFN as built: ``ffn`` rounded up to what the tensor ranks and the setting ask for."""
+    multiple = math.lcm(settings.vision_ffn_multiple, settings.tensor)
+    return -(-ffn // multiple) * multiple
 
 
 def vision_config(shape: Qwen25VLShape, settings: BuildSettings) -> TransformerConfig:
@@ -89,7 +112,10 @@ def vision_config(shape: Qwen25VLShape, settings: BuildSettings) -> TransformerC
         num_attention_heads=vision.heads,
         num_query_groups=vision.heads,
         kv_channels=vision.hidden // vision.heads,
-        ffn_hidden_size=vision.ffn,
+        ffn_hidden_size=padded_vision_ffn(vision.ffn, settings),
+        normalization=vision.norm,
+        gated_linear_unit=vision.gated,
+        activation_func=functional.silu if vision.gated else quick_gelu,
         layernorm_epsilon=1e-6,  # fixed in the published model code, not in its config
         add_bias_linear=True,
         add_qkv_bias=True,

@@ -87,6 +87,8 @@ class Qwen25VLModel(MegatronModule):
             vp_stage=vp_stage,
         )
 
+        # Position ids come already cut over the context ranks; Megatron's slice knows nothing of packed sequences.
+        self.language_model.rotary_pos_emb.cp_group = None
         self._mark_tensor_parallel_parameters()
 
     def _mark_tensor_parallel_parameters(self) -> None:
@@ -154,10 +156,12 @@ class Qwen25VLModel(MegatronModule):
     ) -> torch.Tensor:
         """Runs this stage on one packed microbatch.
 
+        Under context parallelism T counts this rank's tokens, ``context.context_rows`` of the packed sequences.
+
         Args:
             input_ids: int64 [1, T].
             position_ids: int64 [3, 1, T], see ``mrope.mrope_position_ids``.
-            packed_seq_params: ``layers.packed_layout(cu_seqlens, max_seqlen)``.
+            packed_seq_params: ``layers.packed_layout(cu_seqlens, max_seqlen)``, of the whole sequences.
             pixel_values_LC: patches of the distinct images, in the image processor's order; None without images.
             image_grids: (time, height, width) in patches of each of those images.
             image_positions_K: int64, rows of the packed sequence that hold an image token.

@@ -1,7 +1,8 @@
-"""The shape of a Qwen2.5-VL, read from a Hugging Face ``config.json`` of any generation.
+"""The shape of a Qwen2.5-VL or Qwen2-VL, read from a Hugging Face ``config.json`` of any generation.
 
-The ``transformers`` config class is the authority: it reads the published flat form (``rope_scaling``) and the nested
-form (``rope_parameters``) alike.
+The ``transformers`` config classes are the authority: they read the published flat form (``rope_scaling``) and the
+nested form (``rope_parameters``) alike. ``model_type`` decides the family; what follows from it is said by the shape's
+own fields, so that nothing else asks for the family.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-
-MODEL_TYPE = "qwen2_5_vl"
+from typing import Any
 
 
 @dataclass(frozen=True)
 class VisionShape:
-    """The vision tower; lengths in pixels for ``patch_size`` and ``window_size``."""
+    """The vision tower; lengths in pixels for ``patch_size`` and ``window_size``.
+
+    ``window_size`` is 0 where no layer has windows. ``tokens_per_second`` is 0 where a video's time positions count its
+    frames, whatever its rate. ``gated``: SwiGLU, else one linear layer, quick GELU, one linear layer.
+    """
 
     hidden: int
     layers: int
@@ -29,6 +33,8 @@ class VisionShape:
     in_channels: int
     out_hidden: int
     tokens_per_second: int
+    norm: str = "RMSNorm"  # or "LayerNorm", which has biases
+    gated: bool = True
 
     @property
     def patch_values(self) -> int:
@@ -56,6 +62,7 @@ class Qwen25VLShape:
     video_token_id: int
     vision_start_token_id: int
     vision: VisionShape
+    model_type: str = "qwen2_5_vl"
 
 
 def _config_json(directory: Path) -> dict[str, object]:
@@ -71,59 +78,102 @@ def _config_json(directory: Path) -> dict[str, object]:
     return loaded
 
 
-def read_shape(directory: str | Path) -> Qwen25VLShape:
-    """Reads the shape of the checkpoint in ``directory``.
+def _qwen2_5_vl_vision(vision: Any) -> VisionShape:
+    return VisionShape(
+        hidden=vision.hidden_size,
+        layers=vision.depth,
+        heads=vision.num_heads,
+        ffn=vision.intermediate_size,
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        spatial_merge_size=vision.spatial_merge_size,
+        window_size=vision.window_size,
+        full_attention_layers=tuple(vision.fullatt_block_indexes),
+        in_channels=vision.in_channels,
+        out_hidden=vision.out_hidden_size,
+        tokens_per_second=vision.tokens_per_second,
+    )
 
-    Raises ValueError when there is no config, when it is not a Qwen2.5-VL's, or when it asks for something that this
-    provider does not express.
-    """
-    from transformers import Qwen2_5_VLConfig
 
-    directory = Path(directory)
-    raw = _config_json(directory)
-    if raw.get("model_type") != MODEL_TYPE:
-        raise ValueError(
-            f"model.path={directory}: model_type is {raw.get('model_type')!r}, expected {MODEL_TYPE!r}; "
-            "give the directory of a Qwen2.5-VL checkpoint"
-        )
-    config = Qwen2_5_VLConfig.from_dict(raw)
-    text, vision = config.text_config, config.vision_config
+def _qwen2_vl_vision(vision: Any) -> VisionShape:
+    return VisionShape(
+        hidden=vision.embed_dim,
+        layers=vision.depth,
+        heads=vision.num_heads,
+        ffn=int(vision.embed_dim * vision.mlp_ratio),
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        spatial_merge_size=vision.spatial_merge_size,
+        window_size=0,
+        full_attention_layers=tuple(range(vision.depth)),
+        in_channels=vision.in_channels,
+        out_hidden=vision.hidden_size,  # the tower's own width is called embed_dim
+        tokens_per_second=0,
+        norm="LayerNorm",
+        gated=False,
+    )
+
+
+# model_type -> (transformers' config class, the vision tower's shape from it, its activation)
+FAMILIES = {
+    "qwen2_5_vl": ("Qwen2_5_VLConfig", _qwen2_5_vl_vision, "silu"),
+    "qwen2_vl": ("Qwen2VLConfig", _qwen2_vl_vision, "quick_gelu"),
+}
+
+
+def _check_expressible(directory: Path, text: Any, vision: Any, vision_activation: str) -> None:
     rope = text.rope_parameters
     if text.use_sliding_window:
-        raise ValueError(f"{directory}: use_sliding_window=true is not supported; Qwen2.5-VL is published without it")
-    if text.hidden_act != "silu" or vision.hidden_act != "silu":
-        raise ValueError(f"{directory}: hidden_act must be 'silu', found {text.hidden_act!r} and {vision.hidden_act!r}")
+        raise ValueError(f"{directory}: use_sliding_window=true is not supported; these models are published without")
+    if text.hidden_act != "silu":
+        raise ValueError(f"{directory}: hidden_act={text.hidden_act!r} of the language model: must be 'silu'")
+    if vision.hidden_act != vision_activation:
+        raise ValueError(
+            f"{directory}: hidden_act={vision.hidden_act!r} of the vision tower: must be {vision_activation!r}"
+        )
     if rope.get("rope_type", "default") != "default":
         raise ValueError(f"{directory}: rope_type={rope.get('rope_type')!r} is not supported; only plain mrope is")
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if text.hidden_size != (out := getattr(vision, "out_hidden_size", vision.hidden_size)):
+        raise ValueError(f"{directory}: the vision tower puts out {out} numbers a token, the language model takes "
+                         f"{text.hidden_size}; its config.json is damaged")  # fmt: skip
+
+
+def read_shape(directory: str | Path) -> Qwen25VLShape:
+    """Reads the shape of the checkpoint in ``directory``, of either family.
+
+    Raises ValueError when there is no config, when it is of another family, or when it asks for something that the
+    providers do not express.
+    """
+    directory = Path(directory)
+    raw = _config_json(directory)
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ValueError(
+            f"model.path={directory}: model_type is {model_type!r}, expected {' or '.join(map(repr, FAMILIES))}; "
+            "give the directory of a Qwen2.5-VL or Qwen2-VL checkpoint"
+        )
+    import transformers
+
+    config_class, vision_shape, activation = FAMILIES[model_type]
+    config = getattr(transformers, config_class).from_dict(raw)
+    text, vision = config.text_config, config.vision_config
+    _check_expressible(directory, text, vision, activation)
     return Qwen25VLShape(
         hidden=text.hidden_size,
         layers=text.num_hidden_layers,
         heads=text.num_attention_heads,
         kv_heads=text.num_key_value_heads,
-        head_size=head_size,
+        head_size=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
         ffn=text.intermediate_size,
         vocab=text.vocab_size,
         tied=bool(config.tie_word_embeddings),
         norm_epsilon=text.rms_norm_eps,
-        rope_theta=float(rope["rope_theta"]),
-        mrope_section=tuple(rope["mrope_section"]),
+        rope_theta=float(text.rope_parameters["rope_theta"]),
+        mrope_section=tuple(text.rope_parameters["mrope_section"]),
         max_positions=text.max_position_embeddings,
         image_token_id=config.image_token_id,
         video_token_id=config.video_token_id,
         vision_start_token_id=config.vision_start_token_id,
-        vision=VisionShape(
-            hidden=vision.hidden_size,
-            layers=vision.depth,
-            heads=vision.num_heads,
-            ffn=vision.intermediate_size,
-            patch_size=vision.patch_size,
-            temporal_patch_size=vision.temporal_patch_size,
-            spatial_merge_size=vision.spatial_merge_size,
-            window_size=vision.window_size,
-            full_attention_layers=tuple(vision.fullatt_block_indexes),
-            in_channels=vision.in_channels,
-            out_hidden=vision.out_hidden_size,
-            tokens_per_second=vision.tokens_per_second,
-        ),
+        vision=vision_shape(vision),
+        model_type=model_type,
     )

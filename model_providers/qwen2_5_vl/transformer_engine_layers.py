@@ -60,10 +60,14 @@ class PackedTEAttention(TEDotProductAttention):
         """query [T, 1, A, D], key and value [T, 1, A_kv, D] -> [T, 1, A * D]."""
         if not isinstance(packed_seq_params, PackedLayout):
             raise ValueError(f"packed_seq_params={packed_seq_params!r}: make it with layers.packed_layout(cu_seqlens)")
+        shared = packed_seq_params.context is not None
         boundaries = PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=packed_seq_params.cu_seqlens_q,
             cu_seqlens_kv=packed_seq_params.cu_seqlens_kv,
+            # Under context parallelism its kernels find each rank's share by these; padding is part of a sequence here.
+            cu_seqlens_q_padded=packed_seq_params.cu_seqlens_q if shared else None,
+            cu_seqlens_kv_padded=packed_seq_params.cu_seqlens_kv if shared else None,
             max_seqlen_q=packed_seq_params.max_seqlen_q,
             max_seqlen_kv=packed_seq_params.max_seqlen_kv,
         )

@@ -1,7 +1,8 @@
-"""Qwen2.5-VL's vision tower from Megatron-Core's transformer layers: patches in, merged features out.
+"""The vision tower of both families from Megatron-Core's transformer layers: patches in, merged features out.
 
-arXiv:2502.13923, section 2.1.1: most layers attend within windows, a few over the whole image (a video: over one
-frame); rotary positions are two-dimensional; a merger turns 2 x 2 patches into one token of the language model.
+Qwen2.5-VL (arXiv:2502.13923, section 2.1.1): most layers attend within windows, a few over the whole image (a video:
+over one frame); rotary positions are two-dimensional; a merger turns 2 x 2 patches into one token of the language
+model. Qwen2-VL (arXiv:2409.12191, section 2.1): the same without windows; ``VisionShape`` says what else differs.
 
 Shape suffixes: L patches, C values per patch, M merged patches, H vision width.
 """
@@ -46,10 +47,12 @@ class WindowPlan:
 def plan_windows(grids: Sequence[tuple[int, int, int]], shape: VisionShape) -> WindowPlan:
     """Window order of images whose patch grids (time, height, width) are ``grids``.
 
-    Windows tile the merged grid from its top left corner; those at the right and bottom edge may be smaller.
+    Windows tile the merged grid from its top left corner; those at the right and bottom edge may be smaller. Without
+    windows a frame is one, and the order the images' own.
     """
     merge = shape.spatial_merge_size
-    side = shape.window_size // (merge * shape.patch_size)
+    whole = max(max(height, width) for _, height, width in grids)
+    side = shape.window_size // (merge * shape.patch_size) if shape.window_size else whole
     keys, rows, columns, frames = [], [], [], []
     frame_number = 0
     for time, height, width in grids:
@@ -77,7 +80,7 @@ def _boundaries(lengths: torch.Tensor) -> torch.Tensor:
 
 
 class PatchMerger(MegatronModule):
-    """RMSNorm, then merge^2 neighbouring patches as one vector through Linear -> GELU -> Linear."""
+    """Norm, then merge^2 neighbouring patches as one vector through Linear -> GELU -> Linear."""
 
     def __init__(
         self,
@@ -88,7 +91,8 @@ class PatchMerger(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         self.width = shape.hidden * shape.spatial_merge_size**2
-        self.norm = norm_class(spec)(config=config, hidden_size=shape.hidden, eps=config.layernorm_epsilon)
+        norm = norm_class(spec, shape.norm)
+        self.norm = norm(config=config, hidden_size=shape.hidden, eps=config.layernorm_epsilon)
         common = {"config": config, "init_method": config.init_method, "bias": True, "tp_group": pg_collection.tp}
         self.linear_fc1 = ColumnParallelLinear(self.width, self.width, gather_output=False, **common)
         self.linear_fc2 = RowParallelLinear(
@@ -111,7 +115,7 @@ class VisionModel(MegatronModule):
         super().__init__(config=config)
         self.shape = shape
         self.patch_embed = torch.nn.Linear(shape.patch_values, shape.hidden, bias=False, dtype=config.params_dtype)
-        one_layer = layer_spec(spec, AttnMaskType.no_mask)
+        one_layer = layer_spec(spec, AttnMaskType.no_mask, shape.norm)
         self.layers = torch.nn.ModuleList(
             build_module(one_layer, config=config, layer_number=number + 1, pg_collection=pg_collection)
             for number in range(shape.layers)

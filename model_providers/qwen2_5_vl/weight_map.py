@@ -7,10 +7,14 @@ files; ``published_name`` reads the other generations.
 Layouts: "plain" (one tensor), "qkv" (q, k, v -> per key-value group its queries, key, value), "fused_qkv" (one
 [q; k; v] tensor -> per head q, k, v), "gate_up" (gate, up -> one tensor, each tensor rank holding its part of both),
 "flatten" (a convolution over non-overlapping patches -> its matrix).
+
+Key-value heads fewer than tensor ranks need nothing of their own: Megatron-Core cuts the grouped rows of "qkv" anywhere
+and gathers the projection's output instead of holding a key-value head twice.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +41,7 @@ class WeightRow:
     cut: int | None = None
     groups: int = 1  # attention: key-value groups ("qkv") or heads ("fused_qkv")
     vocabulary: bool = False  # rows are padded to a multiple of the tensor ranks
+    padded_to: int | None = None  # likewise the cut dimension, of the tensor ranks and of this
     exported: bool = True  # False: a second copy of a tied weight
 
 
@@ -49,7 +54,7 @@ def published_name(name: str) -> str:
 def _language_rows(shape: Qwen25VLShape, layer: int, transformer_engine: bool) -> list[WeightRow]:
     megatron, hf = f"language_model.decoder.layers.{layer}", f"model.layers.{layer}"
     queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-    attention_norm, mlp_norm = _norm_names(transformer_engine)
+    attention_norm, mlp_norm = (f"{name}weight" for name in _norm_names(transformer_engine))
     qkv = tuple(f"{hf}.self_attn.{part}_proj" for part in "qkv")
     return [
         WeightRow(f"{megatron}.{attention_norm}", (f"{hf}.input_layernorm.weight",), ((shape.hidden,),)),
@@ -90,21 +95,27 @@ def _language_rows(shape: Qwen25VLShape, layer: int, transformer_engine: bool) -
 
 
 def _norm_names(transformer_engine: bool) -> tuple[str, str]:
-    """Transformer Engine fuses each norm into the linear layer after it."""
+    """What comes before "weight" and "bias": Transformer Engine fuses each norm into the linear layer after it."""
     if transformer_engine:
-        return "self_attention.linear_qkv.layer_norm_weight", "mlp.linear_fc1.layer_norm_weight"
-    return "input_layernorm.weight", "pre_mlp_layernorm.weight"
+        return "self_attention.linear_qkv.layer_norm_", "mlp.linear_fc1.layer_norm_"
+    return "input_layernorm.", "pre_mlp_layernorm."
 
 
-def _vision_rows(shape: Qwen25VLShape, layer: int, transformer_engine: bool) -> list[WeightRow]:
+def _vision_norm_rows(shape: Qwen25VLShape, megatron: str, hf: str) -> list[WeightRow]:
+    kinds = ("weight", "bias") if shape.vision.norm == "LayerNorm" else ("weight",)
+    return [WeightRow(f"{megatron}{kind}", (f"{hf}.{kind}",), ((shape.vision.hidden,),)) for kind in kinds]
+
+
+def _vision_rows(shape: Qwen25VLShape, layer: int, transformer_engine: bool, ffn_multiple: int) -> list[WeightRow]:
     vision = shape.vision
     megatron, hf = f"vision_model.layers.{layer}", f"visual.blocks.{layer}"
     width = vision.hidden
     attention_norm, mlp_norm = _norm_names(transformer_engine)
-    gate_up = (f"{hf}.mlp.gate_proj", f"{hf}.mlp.up_proj")
+    inputs, output = (("gate_proj", "up_proj"), "down_proj") if vision.gated else (("fc1",), "fc2")
+    fc1 = tuple(f"{hf}.mlp.{name}" for name in inputs)
     rows = [
-        WeightRow(f"{megatron}.{attention_norm}", (f"{hf}.norm1.weight",), ((width,),)),
-        WeightRow(f"{megatron}.{mlp_norm}", (f"{hf}.norm2.weight",), ((width,),)),
+        *_vision_norm_rows(shape, f"{megatron}.{attention_norm}", f"{hf}.norm1"),
+        *_vision_norm_rows(shape, f"{megatron}.{mlp_norm}", f"{hf}.norm2"),
     ]
     for kind, inner in (("weight", (width,)), ("bias", ())):
         rows += [
@@ -118,15 +129,19 @@ def _vision_rows(shape: Qwen25VLShape, layer: int, transformer_engine: bool) -> 
             ),
             WeightRow(
                 f"{megatron}.mlp.linear_fc1.{kind}",
-                tuple(f"{name}.{kind}" for name in gate_up),
-                ((vision.ffn, *inner),) * 2,
-                "gate_up",
+                tuple(f"{name}.{kind}" for name in fc1),
+                ((vision.ffn, *inner),) * len(fc1),
+                "gate_up" if vision.gated else "plain",
                 0,
+                padded_to=ffn_multiple,
             ),
         ]
-    for module, name, columns in (("self_attention.linear_proj", "attn.proj", width),
-                                  ("mlp.linear_fc2", "mlp.down_proj", vision.ffn)):  # fmt: skip
-        rows.append(WeightRow(f"{megatron}.{module}.weight", (f"{hf}.{name}.weight",), ((width, columns),), cut=1))
+    for module, name, columns, padded in (
+        ("self_attention.linear_proj", "attn.proj", width, None),
+        ("mlp.linear_fc2", f"mlp.{output}", vision.ffn, ffn_multiple),
+    ):
+        shapes = ((width, columns),)
+        rows.append(WeightRow(f"{megatron}.{module}.weight", (f"{hf}.{name}.weight",), shapes, cut=1, padded_to=padded))
         rows.append(WeightRow(f"{megatron}.{module}.bias", (f"{hf}.{name}.bias",), ((width,),)))
     return rows
 
@@ -138,7 +153,7 @@ def _merger_rows(shape: Qwen25VLShape) -> list[WeightRow]:
         "linear_fc1": ("visual.merger.mlp.0", merged, 0),
         "linear_fc2": ("visual.merger.mlp.2", vision.out_hidden, 1),
     }
-    rows = [WeightRow("vision_model.merger.norm.weight", ("visual.merger.ln_q.weight",), ((vision.hidden,),))]
+    rows = _vision_norm_rows(shape, "vision_model.merger.norm.", "visual.merger.ln_q")
     for module, (hf, outputs, cut) in names.items():
         rows.append(WeightRow(f"vision_model.merger.{module}.weight", (f"{hf}.weight",), ((outputs, merged),), cut=cut))
         rows.append(
@@ -147,14 +162,19 @@ def _merger_rows(shape: Qwen25VLShape) -> list[WeightRow]:
     return rows
 
 
-def weight_map(shape: Qwen25VLShape, *, transformer_engine: bool = False) -> list[WeightRow]:
-    """All rows of a model, in the order in which they are exported."""
+def weight_map(
+    shape: Qwen25VLShape, *, transformer_engine: bool = False, vision_ffn_multiple: int = 1
+) -> list[WeightRow]:
+    """All rows of a model, in the order in which they are exported.
+
+    ``vision_ffn_multiple``: see ``BuildSettings``; it changes the shapes on Megatron's side alone.
+    """
     vision = shape.vision
     table = ((shape.vocab, shape.hidden),)
     kernel = (vision.hidden, vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
     rows = [WeightRow("vision_model.patch_embed.weight", ("visual.patch_embed.proj.weight",), (kernel,), "flatten")]
     for layer in range(vision.layers):
-        rows += _vision_rows(shape, layer, transformer_engine)
+        rows += _vision_rows(shape, layer, transformer_engine, vision_ffn_multiple)
     rows += _merger_rows(shape)
     rows.append(
         WeightRow(
@@ -197,6 +217,15 @@ def _separate_qkv(whole: torch.Tensor, groups: int, lengths: Sequence[int]) -> l
     return [part.flatten(0, 1) for part in parts]
 
 
+def _padded(row: WeightRow, tensor: torch.Tensor, tensor_size: int) -> torch.Tensor:
+    """``tensor`` with zeros at the end of its cut dimension, as far as ``row`` asks for them."""
+    if row.cut is None or not (row.vocabulary or row.padded_to):
+        return tensor
+    missing = -tensor.shape[row.cut] % math.lcm(tensor_size, row.padded_to or 1)
+    after = [0, 0] * (tensor.ndim - 1 - row.cut) + [0, missing]  # from the last dimension to the cut one
+    return torch.nn.functional.pad(tensor, after) if missing else tensor
+
+
 def to_megatron(row: WeightRow, tensors: Sequence[torch.Tensor], tensor_rank: int, tensor_size: int) -> torch.Tensor:
     """The part of ``row`` that tensor rank ``tensor_rank`` of ``tensor_size`` holds, from its Hugging Face tensors.
 
@@ -205,6 +234,7 @@ def to_megatron(row: WeightRow, tensors: Sequence[torch.Tensor], tensor_rank: in
     for name, tensor, expected in zip(row.hf, tensors, row.shapes, strict=True):
         if tuple(tensor.shape) != expected:
             raise ValueError(f"{name}: shape {tuple(tensor.shape)}, expected {expected} from the model's config.json")
+    tensors = [_padded(row, tensor, tensor_size) for tensor in tensors]
     if row.layout == "gate_up":
         return torch.cat([part.chunk(tensor_size, dim=0)[tensor_rank] for part in tensors]).contiguous()
     if row.layout == "qkv":
@@ -215,9 +245,6 @@ def to_megatron(row: WeightRow, tensors: Sequence[torch.Tensor], tensor_rank: in
         whole = tensors[0].flatten(1)
     else:
         whole = tensors[0]
-    if row.vocabulary:
-        missing = -whole.shape[0] % tensor_size
-        whole = torch.nn.functional.pad(whole, (0, 0, 0, missing))
     if row.cut is None:
         return whole.contiguous()
     return whole.chunk(tensor_size, dim=row.cut)[tensor_rank].contiguous()
@@ -228,7 +255,7 @@ def to_hf(row: WeightRow, shards: Sequence[torch.Tensor]) -> list[tuple[str, tor
     if row.layout == "gate_up":
         halves = [shard.chunk(2, dim=0) for shard in shards]
         parts = [torch.cat([half[index] for half in halves]) for index in range(2)]
-        return list(zip(row.hf, parts, strict=True))
+        return [(row.hf[index], part[: row.shapes[index][0]].contiguous()) for index, part in enumerate(parts)]
     whole = shards[0] if row.cut is None or len(shards) == 1 else torch.cat(list(shards), dim=row.cut)
     if row.layout == "qkv":
         parts = _separate_qkv(whole, row.groups, [shape[0] for shape in row.shapes])
@@ -236,6 +263,6 @@ def to_hf(row: WeightRow, shards: Sequence[torch.Tensor]) -> list[tuple[str, tor
     if row.layout == "fused_qkv":
         rows = row.shapes[0][0] // 3
         return [(row.hf[0], torch.cat(_separate_qkv(whole, row.groups, [rows] * 3)))]
-    if row.vocabulary:
-        whole = whole[: row.shapes[0][0]]
+    if row.cut is not None:
+        whole = whole.narrow(row.cut, 0, row.shapes[0][row.cut])  # less what was padded
     return [(row.hf[0], whole.reshape(row.shapes[0]).contiguous())]

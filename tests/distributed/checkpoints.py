@@ -20,9 +20,10 @@ UPDATES = 2
 
 def _one_update(state: TrainingState, value: float) -> None:
     """Gradients that differ between tensors but not between the parts of one: every layout makes the same update."""
-    for name, parameter in global_parameters(unwrap(state.model[0])):
+    for name, parameter in (pair for chunk in state.model for pair in global_parameters(unwrap(chunk))):
         tied = name in ("language_model.output_layer.weight", "language_model.embedding.word_embeddings.weight")
-        parameter.main_grad.fill_(value * (1 + (0 if tied else len(name)) % 3))
+        if parameter.requires_grad:
+            parameter.main_grad.fill_(value * (1 + (0 if tied else len(name)) % 3))
     state.optimizer.step()
 
 
@@ -52,7 +53,7 @@ def _run(directory: Path, policy: str, overrides: list[str], load_from: Path | N
     groups = initialise(config.parallel, seed=0)
     try:
         state = build_training_state(config, groups, updates=10, reference=False)
-        model = unwrap(state.model[0])
+        model = [unwrap(chunk) for chunk in state.model]
         if load_from is None:
             directory.mkdir(parents=True, exist_ok=True)
             for update in range(UPDATES):

@@ -73,9 +73,10 @@ def replay(directory: Path, config: str, overrides: list[str]) -> None:
     def build_and_watch(*arguments: Any, **keywords: Any) -> Any:
         state = build(*arguments, **keywords)
         groups, step = arguments[1], state.optimizer.step
+        chunks = [unwrap(chunk) for chunk in state.model]
 
         def watched_step() -> Any:
-            gradients = {n: g.clone() for n, g in export_tensors(unwrap(state.model[0]), groups, main_gradients)}
+            gradients = {n: g.clone() for n, g in export_tensors(chunks, groups, main_gradients)}
             if gradients:
                 save_file(gradients, directory / f"gradients_{next(updates)}.safetensors")
             return step()

@@ -19,6 +19,8 @@ LAYOUTS = {
     "tp2_sequence": (2, ["--parallel.tensor=2", "--parallel.sequence=true"]),
     "pp2": (2, ["--parallel.pipeline=2"]),
     "dp2": (2, []),
+    # More tensor ranks than key-value heads (2), and a vision FFN (512) padded to 576.
+    "tp4_sequence_padded": (4, ["--parallel.tensor=4", "--parallel.sequence=true", "--model.vision_ffn_multiple=96"]),
     "tp2_pp2": (4, ["--parallel.tensor=2", "--parallel.pipeline=2"]),
 }
 STILL = "--optimizer.learning_rate=1e-12"  # every step from the same weights: gradients can be compared step by step

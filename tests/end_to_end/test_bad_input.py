@@ -25,7 +25,8 @@ pytestmark = pytest.mark.slow
 COMMAND = "tests.end_to_end.commands:command"
 LOST = "model.layers.1.self_attn.k_proj.bias"
 
-# name -> (settings beside the good ones, what the one error must say). "{root}" is the directory of the bad files.
+# name -> (words behind the good settings, what the one error must say). "{root}" is the directory of the bad files; the
+# command is train unless the first word names another.
 REFUSED: dict[str, tuple[list[str], str]] = {
     "unknown_key": (["--sampling.grup_size=4"], r"sampling.grup_size: unknown.*did you mean sampling.group_size\?"),
     "wrong_type": (["--run.steps=many"], r"run.steps='many': must be a whole number"),
@@ -38,9 +39,9 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "layout": (
         ["--parallel.tensor=4", "--parallel.pipeline=3"],
         r"tensor 4 × pipeline 3 × context 1 × data \? = world 1, for 4 heads, 2 kv heads, 2 layers: world 1 is not a "
-        r"multiple of tensor × pipeline × context = 12; kv_heads 2 is not .* tensor 4; layers 2 is not .* pipeline 3",
+        r"multiple of tensor × pipeline × context = 12; layers 2 is not .* pipeline 3",
     ),
-    "other_model": (["--model.path={root}/other"], r"model_type is 'qwen2_vl', expected 'qwen2_5_vl'"),
+    "other_model": (["--model.path={root}/other"], r"model_type is 'llava', expected 'qwen2_5_vl' or 'qwen2_vl'"),
     "not_a_model": (["--model.path={root}"], r"model.path=.*: no config.json there"),
     "no_weights": (["--model.path={root}/no_weights"], r"no_weights: no \*.safetensors file there"),
     "truncated": (["--model.path={root}/truncated"], r"truncated/model.safetensors: not a whole safetensors file"),
@@ -56,6 +57,23 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "not_empty": (["--run.directory={root}/other"], r"run.directory=.*/other: is not empty"),
     "nothing_to_resume": (["--resume"], r"run.directory=.*/run: no run there to resume; leave --resume out"),
+    "nothing_to_evaluate": (["--run.evaluate_every=1"], r"run.evaluate_every=1: needs data.validation; give rows"),
+    "no_checkpoint": (
+        ["--resume", "--run.directory={root}/unsaved"],
+        r"unsaved/checkpoints: the run has no checkpoint to resume from; remove its directory",
+    ),
+    "no_demonstration": (
+        ["sft", "--data.train={root}/no_demonstration.jsonl"],
+        r"data.train: 1 of 4 rows have no demonstration, the first: \S+-\d+; supervised training needs one",
+    ),
+    "results_taken": (
+        ["evaluate", "--data={root}/no_demonstration.jsonl", "--output={root}/good.yaml"],
+        r"--output .*/good.yaml: exists already; give another name",
+    ),
+    "results_nowhere": (
+        ["evaluate", "--data={root}/no_demonstration.jsonl", "--output={root}/absent/results.json"],
+        r"--output .*/results.json: no directory .*/absent; make it first",
+    ),
     "resumed_otherwise": (
         ["--resume", "--run.directory={root}/taken", "--optimizer.learning_rate=0.5", "--sampling.max_tokens=15"],
         r"a resumed run must keep its settings, but these differ: optimizer.learning_rate: 1e-06 -> 0.5; "
@@ -74,7 +92,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, digits_tas
     """Bad checkpoints and bad data files."""
     root = tmp_path_factory.mktemp("bad")
     config = copy_of(tiny_policy, root / "other") / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "qwen2_vl"}))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "llava"}))
     (copy_of(tiny_policy, root / "no_weights") / "model.safetensors").unlink()
     weights = copy_of(tiny_policy, root / "truncated") / "model.safetensors"
     os.truncate(weights, weights.stat().st_size - 1000)
@@ -91,6 +109,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, digits_tas
     rows("no_image", lambda row: row.pop("images"))
     rows("no_answer", lambda row: row.pop("answer"))
     rows("bad_gold", lambda row: row.update(answer="a lot"))
+    rows("no_demonstration", lambda row: row.pop("demonstration"))
     rows("lost_image", lambda row: row.update(images=["absent.png"]))
     settings = {
         "run": {"steps": 2, "directory": str(root / "run")},
@@ -104,6 +123,9 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, digits_tas
     taken = load_config(root / "good.yaml", [f"--run.directory={root}/taken"])
     (root / "taken" / "config.yaml").write_text(dump_config(taken))
     (root / "taken" / "checkpoints" / "step_000001").mkdir(parents=True)
+    (root / "unsaved").mkdir()
+    unsaved = load_config(root / "good.yaml", [f"--run.directory={root}/unsaved"])
+    (root / "unsaved" / "config.yaml").write_text(dump_config(unsaved))
     return root
 
 
@@ -115,8 +137,9 @@ def snapshot(directory: Path) -> dict[str, bytes]:
 def refused(root: Path) -> Path:
     """Every case of ``REFUSED``, run once; nothing was written or overwritten by any of them."""
     cases = []
-    for name, (settings, _) in REFUSED.items():
-        words = ["train", "--config", str(root / "good.yaml"), *(word.format(root=root) for word in settings)]
+    for name, (given, _) in REFUSED.items():
+        command, settings = (given[0], given[1:]) if given[0] in ("sft", "evaluate") else ("train", given)
+        words = [command, "--config", str(root / "good.yaml"), *(word.format(root=root) for word in settings)]
         cases.append(Case(COMMAND, 1, str(root / "cases" / name), {"words": words}))
     words = ["train", "--config", str(root / "good.yaml"), "--parallel.tensor=3"]
     cases.append(Case(COMMAND, 2, str(root / "cases" / "two_ranks"), {"words": words}))

@@ -100,6 +100,9 @@ def _repack_tied_layers(model: Any) -> None:
 
 
 def _packed(model: Any) -> dict[str, list[str]]:
-    """vLLM's table of fused modules: the fused one's name -> the checkpoint's names of its parts."""
-    mapping: dict[str, list[str]] = model.packed_modules_mapping
-    return mapping
+    """vLLM's table of fused modules: the fused one's name -> the checkpoint's names of its parts.
+
+    Qwen2-VL's has none of its own: its language model's says it.
+    """
+    tables = (getattr(part, "packed_modules_mapping", None) for part in (model.language_model, model))
+    return {fused: parts for table in tables if table for fused, parts in table.items()}

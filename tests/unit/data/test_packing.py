@@ -103,6 +103,19 @@ def test_the_padded_tail_is_a_sequence_without_weight(align: int, padding: int) 
     assert batch.sample_indices == (0, 1)
 
 
+def test_each_sequence_is_padded_at_its_end() -> None:
+    plain, batch = build(SAMPLES, [1, 2]), build(SAMPLES, [1, 2], sequence_multiple=4, align=6)
+    assert batch.input_ids_T.tolist() == [7, 12, IMAGE, 13, IMAGE, IMAGE, IMAGE, 8, 14, 0, 0, 0]
+    assert batch.cu_seqlens.tolist() == [0, 4, 12] and batch.max_seqlen == 8  # 12 is a multiple of 4 and of 6
+    assert batch.response_mask_T.int().tolist() == [1, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0]
+    assert batch.labels_T[7] == 14 and not batch.labels_T[9:].any()
+    assert batch.image_positions_K is not None and batch.image_positions_K.tolist() == [4, 5, 6]
+    for name in ("policy_weights_T", "advantages_T", "rollout_logprobs_T"):
+        assert torch.equal(getattr(batch, name)[:9], getattr(plain, name)) and not getattr(batch, name)[9:].any()
+    assert torch.equal(batch.position_ids_3T[:, :9], plain.position_ids_3T)
+    assert len(build(SAMPLES, [], sequence_multiple=4, align=6).input_ids_T) == 12
+
+
 @pytest.mark.parametrize(("align", "tokens"), [(1, 1), (4, 4)])
 def test_a_rank_without_samples_gets_padding_alone(align: int, tokens: int) -> None:
     batch = build(SAMPLES, [], align=align)
@@ -131,6 +144,13 @@ def test_plan_by_cost_long_samples_and_idle_ranks() -> None:
     assert plan_microbatches([], tokens_per_microbatch=10, data_parallel=2) == [[[]], [[]]]
     with pytest.raises(ValueError, match="tokens_per_microbatch=0"):
         plan_microbatches([1], tokens_per_microbatch=0, data_parallel=1)
+
+
+def test_plan_in_groups_of_microbatches() -> None:
+    plan = plan_microbatches([9, 9, 9], tokens_per_microbatch=10, data_parallel=1, microbatch_multiple=2)
+    assert [len(batch) for batch in plan[0]] == [1, 1, 1, 0]
+    plan = plan_microbatches([4, 4], tokens_per_microbatch=10, data_parallel=1, microbatch_multiple=2)
+    assert sorted(len(batch) for batch in plan[0]) == [1, 1]
 
 
 @pytest.mark.parametrize("data_parallel", [1, 2, 3, 4])

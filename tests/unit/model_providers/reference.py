@@ -1,4 +1,4 @@
-"""A small Qwen2.5-VL whose every tensor is random, sequences of every kind, and what transformers makes of them."""
+"""A small model of each family with every tensor random, sequences of every kind, and transformers' results."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ SEQUENCES: tuple[tuple[tuple[str, ...], int], ...] = (
 )
 
 
-def config(*, tied: bool) -> Any:
+def config(*, tied: bool, family: str = "qwen2_5_vl") -> Any:
     """Sizes of which no two are equal by accident: a swapped dimension does not fit."""
-    from transformers import Qwen2_5_VLConfig
+    from transformers import AutoConfig
 
     text = dict(
         vocab_size=VOCAB,
@@ -55,21 +55,14 @@ def config(*, tied: bool) -> Any:
         tie_word_embeddings=tied,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
     )
-    vision = dict(
-        depth=3,
-        hidden_size=64,
-        num_heads=2,
-        intermediate_size=100,
-        out_hidden_size=128,
-        patch_size=14,
-        spatial_merge_size=2,
-        window_size=56,
-        fullatt_block_indexes=[1],
-        in_channels=3,
-        temporal_patch_size=2,
-        tokens_per_second=2,
-    )
-    return Qwen2_5_VLConfig(
+    vision = dict(depth=3, num_heads=2, patch_size=14, spatial_merge_size=2, in_channels=3, temporal_patch_size=2)
+    if family == "qwen2_5_vl":
+        vision |= dict(hidden_size=64, intermediate_size=100, out_hidden_size=128, tokens_per_second=2)
+        vision |= dict(window_size=56, fullatt_block_indexes=[1])
+    else:
+        vision |= dict(embed_dim=64, mlp_ratio=3, hidden_size=128)
+    return AutoConfig.for_model(
+        family,
         text_config=text,
         vision_config=vision,
         image_token_id=IMAGE,
@@ -80,15 +73,17 @@ def config(*, tied: bool) -> Any:
     )
 
 
-def make_checkpoint(directory: Path, *, tied: bool, dtype: torch.dtype = torch.float32) -> Path:
+def make_checkpoint(
+    directory: Path, *, tied: bool, dtype: torch.dtype = torch.float32, family: str = "qwen2_5_vl"
+) -> Path:
     """A published checkpoint with every tensor random, norm weights and biases too."""
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
-    model = Qwen2_5_VLForConditionalGeneration(config(tied=tied))
+    model = AutoModelForImageTextToText.from_config(config(tied=tied, family=family))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            centre = 1.0 if "norm" in name or "ln_q" in name else 0.0
+            centre = 1.0 if ("norm" in name or "ln_q" in name) and not name.endswith("bias") else 0.0
             parameter.copy_(centre + 0.08 * torch.randn(parameter.shape, generator=generator))
     model.to(dtype).save_pretrained(directory)
     return directory
@@ -163,9 +158,9 @@ def model_arguments(packed: Packed) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def transformers_model(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
     """transformers' own model; in float64 its norms too, which otherwise compute in float32."""
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory).to(dtype)
+    model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).to(dtype)
     if dtype == torch.float64:
         for module in model.modules():
             if type(module).__name__.endswith("RMSNorm"):

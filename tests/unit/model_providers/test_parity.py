@@ -1,8 +1,9 @@
-"""Logits and every gradient equal transformers' Qwen2.5-VL, for packed sequences of every kind."""
+"""Logits and every gradient equal transformers' Qwen2.5-VL and Qwen2-VL, for packed sequences of every kind."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +24,10 @@ from tests.unit.model_providers.reference import (
 Gradients = dict[str, torch.Tensor]
 
 
-@pytest.fixture(scope="module", params=["untied", "tied"])
+@pytest.fixture(scope="module", params=["qwen2_5_vl-untied", "qwen2_5_vl-tied", "qwen2_vl-untied", "qwen2_vl-tied"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp(request.param), tied=request.param == "tied")
+    family, tied = request.param.split("-")
+    return make_checkpoint(tmp_path_factory.mktemp(request.param), tied=tied == "tied", family=family)
 
 
 def loss_of(logits_TV: torch.Tensor) -> torch.Tensor:
@@ -58,14 +60,18 @@ def largest_error(gradients: Gradients, reference: Gradients) -> tuple[float, st
     return errors[worst], worst
 
 
-@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"recompute": "none"}, {"recompute": "selective"}, {"recompute": "full"}, {"vision_ffn_multiple": 80}],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
 def test_logits_and_gradients_equal_transformers(
     checkpoint: Path,
     references: dict[torch.dtype, tuple[torch.Tensor, Gradients]],
     one_process: Groups,
-    recompute: str,
+    settings: dict[str, Any],
 ) -> None:
-    model = build_model(checkpoint, one_process, recompute=recompute).train()
+    model = build_model(checkpoint, one_process, **settings).train()
     packed = pack(model.shape.vision.patch_values)
     arguments, images = model_arguments(packed)
     logits = model(*arguments, **images)[0, :, :VOCAB]
@@ -83,13 +89,32 @@ def test_logits_and_gradients_equal_transformers(
     difference = float((logits.detach() - expected).abs().max())
     noise = float((expected - exact).abs().max())
     print(
-        f"\n{checkpoint.name}, recompute {recompute}: logits up to {float(expected.abs().max()):.2f} differ by "
+        f"\n{checkpoint.name}, {settings}: logits up to {float(expected.abs().max()):.2f} differ by "
         f"{difference:.1e} (transformers fp32 from fp64: {noise:.1e}); gradients by {error:.1e} ({worst}); from fp64: "
         f"transformers {floor:.1e} ({floor_worst}), ours {ours:.1e} ({ours_worst})"
     )
     assert set(gradients) == set(reference) == set(hf_names(model.shape))
     assert difference < 1e-4
     assert error <= 1e-5, worst
+
+
+def test_padding_of_the_vision_ffn_stays_zero(checkpoint: Path, one_process: Groups) -> None:
+    """Its gradients are exactly zero, so no update, nor weight decay, moves it."""
+    model = build_model(checkpoint, one_process, vision_ffn_multiple=80).train()
+    arguments, images = model_arguments(pack(model.shape.vision.patch_values))
+    loss_of(model(*arguments, **images)[0]).backward()
+    ffn, padded = model.shape.vision.ffn, -(-model.shape.vision.ffn // 80) * 80
+    assert padded > ffn
+    assert model.vision_model is not None
+    for layer in model.vision_model.layers:
+        parts = 2 if model.shape.vision.gated else 1
+        for tensor in (layer.mlp.linear_fc1.weight, layer.mlp.linear_fc1.bias):
+            assert tensor.shape[0] == parts * padded
+            for part in (*tensor.chunk(parts), *tensor.grad.chunk(parts)):
+                assert not part[ffn:].any()
+        for tensor in (layer.mlp.linear_fc2.weight, layer.mlp.linear_fc2.weight.grad):
+            assert not tensor[:, ffn:].any()
+            assert tensor[:, :ffn].any()
 
 
 def test_a_sequence_does_not_see_its_neighbours(checkpoint: Path, one_process: Groups) -> None:

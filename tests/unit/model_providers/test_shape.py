@@ -68,9 +68,16 @@ def test_untied_in_the_flat_form(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("form", "change", "message"),
     [
-        ("flat", {"model_type": "qwen2_vl"}, "model_type is 'qwen2_vl', expected 'qwen2_5_vl'; give the directory"),
+        (
+            "flat",
+            {"model_type": "llava"},
+            "model_type is 'llava', expected 'qwen2_5_vl' or 'qwen2_vl'; give the directory",
+        ),
+        ("flat", {"model_type": ["qwen2_vl"]}, r"model_type is \['qwen2_vl'\], expected"),
         ("flat", {"use_sliding_window": True}, "use_sliding_window=true is not supported"),
-        ("nested", {"text_config.hidden_act": "gelu"}, "hidden_act must be 'silu', found 'gelu' and 'silu'"),
+        ("nested", {"text_config.hidden_act": "gelu"}, "hidden_act='gelu' of the language model: must be 'silu'"),
+        ("flat", {"vision_config.hidden_act": "gelu"}, "hidden_act='gelu' of the vision tower: must be 'silu'"),
+        ("flat", {"vision_config.out_hidden_size": 64}, "puts out 64 numbers a token, the language model takes 2048"),
         ("nested", {"text_config.rope_parameters.rope_type": "yarn"}, "rope_type='yarn' is not supported"),
     ],
 )

@@ -15,7 +15,7 @@ from megatron_apo.parallel.groups import Groups
 from model_providers.qwen2_5_vl.loading import CheckpointReader, load_hf_checkpoint
 from model_providers.qwen2_5_vl.megatron_config import BuildSettings
 from model_providers.qwen2_5_vl.model import Qwen25VLModel
-from model_providers.qwen2_5_vl.shape import read_shape
+from model_providers.qwen2_5_vl.shape import FAMILIES, read_shape
 from model_providers.qwen2_5_vl.weight_map import WeightRow, hf_names, published_name, to_hf, to_megatron, weight_map
 from tests.unit.model_providers.reference import build_model, make_checkpoint
 
@@ -32,18 +32,21 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("tied"), tied=True)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, 2, 4])  # four: twice as many as key-value heads
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("is_tied", [False, True])
-def test_round_trip_is_bit_exact(tmp_path: Path, is_tied: bool, dtype: torch.dtype, ranks: int) -> None:
-    directory = make_checkpoint(tmp_path, tied=is_tied, dtype=dtype)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_round_trip_is_bit_exact(tmp_path: Path, family: str, is_tied: bool, dtype: torch.dtype, ranks: int) -> None:
+    directory = make_checkpoint(tmp_path, tied=is_tied, dtype=dtype, family=family)
     reader, shape = CheckpointReader(directory), read_shape(directory)
-    assert shape.vocab % 2 == 1  # two ranks: the tables are padded by a row
+    assert shape.vocab % 2 == 1  # several ranks: the tables are padded
     back: Weights = {}
-    for row in weight_map(shape):
+    for row in weight_map(shape, vision_ffn_multiple=16):
         shards = [to_megatron(row, [reader.read(name) for name in row.hf], rank, ranks) for rank in range(ranks)]
         if row.vocabulary:
             assert shards[0].shape[0] == -(-shape.vocab // ranks)
+        if "vision_model" in row.megatron and "linear_fc2.weight" in row.megatron and "merger" not in row.megatron:
+            assert shards[0].shape[1] == -(-shape.vision.ffn // 16) * 16 // ranks
         if row.exported:
             back |= dict(to_hf(row, shards))
     stored = {published_name(name): tensor for name, tensor in load_file(directory / "model.safetensors").items()}
@@ -61,15 +64,29 @@ def test_qkv_goes_to_its_group() -> None:
     assert to_megatron(row, parts, 1, 2).tolist() == [3, 4, 20, 200]
 
 
+def test_padding_is_zeros_at_the_end_of_the_cut_dimension() -> None:
+    """Three wide, padded to a multiple of two ranks: gate and up each, and the columns of what reads them."""
+    fc1 = WeightRow("m", ("gate", "up"), ((3,), (3,)), "gate_up", 0, padded_to=1)
+    parts = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0])]
+    shards = [to_megatron(fc1, parts, rank, 2) for rank in range(2)]
+    assert [shard.tolist() for shard in shards] == [[1, 2, 10, 20], [3, 0, 30, 0]]
+    assert [part.tolist() for _, part in to_hf(fc1, shards)] == [[1, 2, 3], [10, 20, 30]]
+    fc2 = WeightRow("m", ("down",), ((2, 3),), cut=1, padded_to=4)
+    down = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    shards = [to_megatron(fc2, [down], rank, 2) for rank in range(2)]
+    assert [shard.tolist() for shard in shards] == [[[1, 2], [4, 5]], [[3, 0], [6, 0]]]
+    assert torch.equal(to_hf(fc2, shards)[0][1], down)
+
+
 def test_gate_and_up_are_cut_each() -> None:
     row = WeightRow("m", ("gate", "up"), ((4,), (4,)), "gate_up", 0)
     parts = [torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([10.0, 20.0, 30.0, 40.0])]
     assert to_megatron(row, parts, 1, 2).tolist() == [3, 4, 30, 40]
 
 
-def test_every_parameter_has_its_row(untied: Path, tied: Path, one_process: Groups) -> None:
+def test_every_parameter_has_its_row(untied: Path, tied: Path, tmp_path: Path, one_process: Groups) -> None:
     """Both directions: no parameter without a row, no row without a parameter (a tied output table has none)."""
-    for directory in (untied, tied):
+    for directory in (untied, tied, make_checkpoint(tmp_path, tied=False, family="qwen2_vl")):
         model = build_model(directory, one_process)
         rows = weight_map(model.shape)
         names = {name for name, _ in model.named_parameters()}

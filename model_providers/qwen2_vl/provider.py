@@ -1,0 +1,17 @@
+"""Megatron's conventional ``model_provider`` callable for Qwen2-VL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from model_providers.qwen2_5_vl import provider
+from model_providers.qwen2_5_vl.megatron_config import BuildSettings
+
+MODEL_TYPE = "qwen2_vl"
+
+
+def model_provider_for(
+    directory: str | Path, settings: BuildSettings, *, load_weights: bool = True
+) -> provider.ModelProvider:
+    """See ``model_providers.qwen2_5_vl.provider.model_provider_for``; the checkpoint must be a Qwen2-VL."""
+    return provider.model_provider_for(directory, settings, load_weights=load_weights, model_type=MODEL_TYPE)
