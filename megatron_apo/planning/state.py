@@ -43,7 +43,7 @@ def stage_parameters(model: ModelSize, *, tensor: int, first: bool, last: bool, 
     if first:
         found.append(Parameter("embedding", table, shared))
     heads = model.heads * model.head_size // tensor
-    qkv = heads + 2 * model.kv_heads * model.head_size // tensor
+    qkv = (model.heads + 2 * model.kv_heads) * model.head_size // tensor  # fewer kv heads than ranks: parts of heads
     for layer in range(layers):
         parts = {
             "input_layernorm": model.hidden,
@@ -63,7 +63,7 @@ def stage_parameters(model: ModelSize, *, tensor: int, first: bool, last: bool, 
 
 
 def _vision(model: ModelSize, tensor: int) -> list[Parameter]:
-    width, ffn = model.v_hidden, model.v_ffn // tensor
+    width, ffn = model.v_hidden, _up(model.v_ffn, tensor) // tensor  # padded with zeros where it does not divide
     gates = 2 if model.v_gated else 1
     norm = {"weight": width} if model.v_gated else {"weight": width, "bias": width}
     layer = {
