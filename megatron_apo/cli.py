@@ -1,4 +1,4 @@
-"""The command line: ``python -m megatron_apo train | sft | evaluate | plan | report``, also installed as ``megatron-apo``.
+"""The command line: ``python -m megatron_apo train | sft | evaluate | plan | report``, installed as ``megatron-apo``.
 
 Nothing heavy is imported here, so that help is quick; each command imports what it runs.
 """

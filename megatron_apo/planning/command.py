@@ -98,8 +98,8 @@ def settings(request: Request, best: Plan, model: str) -> Config:
     return config
 
 
-_COLUMNS = ("TP", "PP", "CP", "DP", "layers", "recompute", "weights", "ref", "grads", "optim", "activ", "vision", "head",
-            "train", "engine", "KV", "KV tokens", "cost")  # fmt: skip
+_COLUMNS = ("TP", "PP", "CP", "DP", "layers", "recompute", "weights", "ref", "grads", "optim", "activ", "vision",
+            "head", "train", "engine", "KV", "KV tokens", "cost")  # fmt: skip
 
 
 def _row(found: Plan, best: float) -> list[str]:

@@ -1,4 +1,4 @@
-"""The numbers of a model that its memory depends on: of the published sizes by name, of any other from its directory."""
+"""The numbers of a model that its memory depends on: published sizes by name, any other from its directory."""
 
 from __future__ import annotations
 
