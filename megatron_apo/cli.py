@@ -1,4 +1,4 @@
-"""The command line: ``python -m megatron_apo train | sft | evaluate | report``, also installed as ``megatron-apo``.
+"""The command line: ``python -m megatron_apo train | sft | evaluate | plan | report``, installed as ``megatron-apo``.
 
 Nothing heavy is imported here, so that help is quick; each command imports what it runs.
 """
@@ -26,6 +26,7 @@ examples:
   python -m megatron_apo evaluate --config runs/quickstart/apo/config.yaml --model runs/quickstart/apo/export \\
                                   --output test.json
   python -m megatron_apo report   runs/quickstart/apo
+  python -m megatron_apo plan     --model Qwen2.5-VL-7B --gpus 8 --memory 80
   torchrun --nproc-per-node 2 -m megatron_apo train --config runs/quickstart/apo/config.yaml \\
                                   --run.directory=runs/two --parallel.tensor=2
 
@@ -89,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--model", metavar="DIR", help="Hugging Face checkpoint (default: model.path)")
     evaluate.add_argument("--data", metavar="FILE", help="rows as JSON lines (default: data.test)")
     evaluate.add_argument("--output", metavar="FILE", help="JSON file of the results (default: printed alone)")
+    from megatron_apo.planning.command import add_arguments
+
+    add_arguments(command("plan", "say which layouts of a model fit some GPUs, and what each needs"))
     report = command("report", "write report.html of a run: one file that opens offline")
     report.add_argument("directory", metavar="DIR", help="the run's directory")
     return parser
@@ -205,6 +209,14 @@ def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
         raise _RunStopped(str(error)) from error
 
 
+def _plan(options: argparse.Namespace, overrides: list[str]) -> None:
+    if overrides:
+        raise ValueError(f"{overrides[0]}: plan takes no settings; its options are in plan --help")
+    from megatron_apo.planning.command import plan
+
+    plan(options)
+
+
 def _report(options: argparse.Namespace, overrides: list[str]) -> None:
     if overrides:
         raise ValueError(f"{overrides[0]}: report takes no settings; it reads the run's own config.yaml")
@@ -216,4 +228,4 @@ def _report(options: argparse.Namespace, overrides: list[str]) -> None:
     print(write_report(directory))
 
 
-_COMMANDS = {"train": _train, "sft": _sft, "evaluate": _evaluate, "report": _report}
+_COMMANDS = {"train": _train, "sft": _sft, "evaluate": _evaluate, "plan": _plan, "report": _report}

@@ -1,0 +1,149 @@
+"""Bytes that one microbatch leaves for the backward pass, by recompute setting, under the local layer spec.
+
+docs/planning.md compares them with what saved-tensor hooks see. Every term names what saves it. With sequence
+parallelism, what lies between the parallel regions is cut over the tensor ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_apo.planning.sizes import ModelSize
+from megatron_apo.planning.state import BYTES
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One microbatch on one rank.
+
+    ``tokens`` of the language model and ``patches`` of the vision tower; ``chunk`` rows of logits are in memory at a
+    time. ``cells``, ``window_cells`` and ``frame_cells``: tokens and patches once sequences, windows and frames are
+    padded to their longest, as the local attention does; 0: nothing to pad.
+    """
+
+    tokens: int
+    patches: int
+    dtype: str = "bfloat16"
+    chunk: int = 1024
+    cells: int = 0
+    window_cells: int = 0
+    frame_cells: int = 0
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Widths of one layer on this rank: ``queries`` and ``keys`` in all heads together. ``split``: ranks that share
+    what lies between the parallel regions; ``context``: ranks whose keys and values are gathered."""
+
+    width: int
+    queries: float
+    keys: float
+    head_size: int
+    ffn: float
+    gated: bool
+    e: int
+    split: int = 1
+    context: int = 1
+    rms_norm: bool = True
+
+
+def _norm(tokens: float, width: int, e: int, rms: bool) -> float:
+    """torch's composite RMSNorm saves its input (in half precision a float32 copy) and the normed tokens; LayerNorm
+    saves its input alone."""
+    return tokens * width * ((4 + e if e == 2 else 2 * e) if rms else e)
+
+
+def _attention(layer: _Layer, tokens: float, cells: float, recompute: str) -> float:
+    e, rotary = layer.e, 4 * tokens * layer.head_size * layer.e  # cos and sin, for queries and for keys
+    read = layer.queries * tokens * e  # what the projection after it reads
+    unpadded = (2 * layer.queries + 3 * layer.keys) * tokens * e  # turned q and k; v lies in the product of all three
+    gathered = 2 * (layer.context - 1) * layer.keys * tokens * e
+    if recompute == "selective":
+        return rotary + unpadded + read
+    log_sums = 4 * cells * layer.queries / layer.head_size
+    if cells == tokens:  # no copies: the output is what the projection reads
+        return rotary + unpadded + read + log_sums + gathered
+    return rotary + (2 * layer.queries + 2 * layer.keys) * cells * e + read + log_sums + gathered
+
+
+def _layer(layer: _Layer, tokens: float, cells: float, recompute: str) -> float:
+    between = tokens / layer.split
+    if recompute == "full":
+        return between * layer.width * layer.e  # the layer's input
+    normed = between * layer.width * layer.e  # what the first matrix after a norm reads
+    mlp = tokens * layer.ffn * layer.e * (4 if layer.gated else 3)  # product, its activation, what the last one reads
+    norms = 2 * (_norm(between, layer.width, layer.e, layer.rms_norm) + normed)
+    return norms + _attention(layer, tokens, cells or tokens, recompute) + mlp
+
+
+def _language(model: ModelSize, budget: Budget, tensor: int, context: int, sequence: bool) -> _Layer:
+    return _Layer(
+        width=model.hidden,
+        queries=model.heads * model.head_size / tensor,
+        keys=max(1, model.kv_heads / tensor) * model.head_size,
+        head_size=model.head_size,
+        ffn=model.ffn / tensor,
+        gated=True,
+        e=BYTES[budget.dtype],
+        split=tensor if sequence else 1,
+        context=context,
+    )
+
+
+def language_layers(
+    model: ModelSize,
+    budget: Budget,
+    layers: int,
+    *,
+    tensor: int = 1,
+    context: int = 1,
+    sequence: bool = False,
+    recompute: str = "none",
+) -> float:
+    """Bytes that ``layers`` language layers save for one microbatch."""
+    layer = _language(model, budget, tensor, context, sequence)
+    return layers * _layer(layer, budget.tokens, budget.cells, recompute)
+
+
+def recomputed(
+    model: ModelSize, budget: Budget, *, tensor: int = 1, context: int = 1, sequence: bool = False, recompute: str
+) -> float:
+    """Bytes that exist for one layer at a time while the backward pass computes it again."""
+    if recompute == "none":
+        return 0.0
+    layer = _language(model, budget, tensor, context, sequence)
+    whole = _layer(layer, budget.tokens, budget.cells, "none")
+    return whole if recompute == "full" else _attention(layer, budget.tokens, budget.cells or budget.tokens, "none")
+
+
+def vision_tower(model: ModelSize, budget: Budget, *, tensor: int = 1, recompute: str = "none") -> float:
+    """Bytes of the tower and its merger; it is not cut along the patches."""
+    e, width, patches = BYTES[budget.dtype], model.v_hidden, budget.patches
+    layer = _Layer(
+        width=width,
+        queries=width / tensor,
+        keys=width / tensor,
+        head_size=width // model.v_heads,
+        ffn=model.v_ffn / tensor,
+        gated=model.v_gated,
+        e=e,
+        rms_norm=model.v_gated,
+    )
+    windows = (model.v_layers - model.v_full) * _layer(layer, patches, budget.window_cells, recompute)
+    frames = model.v_full * _layer(layer, patches, budget.frame_cells, recompute)
+    entry = patches * model.v_patch_values * e
+    merger = _norm(patches, width, e, model.v_gated) + patches * (width + 2 * width / tensor) * e
+    return entry + windows + frames + merger
+
+
+def final_norm(model: ModelSize, budget: Budget, *, split: int = 1) -> float:
+    """Bytes that the last stage's norm saves."""
+    return _norm(budget.tokens / split, model.hidden, BYTES[budget.dtype], True)
+
+
+def head(model: ModelSize, budget: Budget, *, tensor: int = 1) -> float:
+    """Bytes of the fused head: the hidden states it reads, one float32 chunk of logits and its gradient, the gradient
+    of the output matrix before it joins the buffer."""
+    e, vocab = BYTES[budget.dtype], -(-model.vocab // tensor)
+    rows = min(budget.chunk, budget.tokens)
+    return budget.tokens * model.hidden * e + rows * vocab * (4 + e) + vocab * model.hidden * e
