@@ -61,15 +61,15 @@ def verify(
         return _compare(_hf_tensors(one), _hf_tensors(other), lambda count: None)
     config, _ = open_model(megatron[0], hf_files, layout)
     with job(config) as groups:
-        iterators = [
+        left, right = (
             _megatron_tensors(path, files, groups, hf_files, layout)
             if files != path
             else _hf_on_controller(path, groups)
             for path, files in sides
-        ]
+        )
         names = hf_names(shapes[0])
         with progress_bar(groups, len(names), "tensors") as progress:
-            return _compare(*iterators, progress)
+            return _compare(left, right, progress)
 
 
 def _opened(path: Path, hf_files: str | None) -> Path:

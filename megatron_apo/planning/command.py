@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = Request.__dataclass_fields__
 
     def number(name: str, kind: type, what: str, field: str = "", **more: Any) -> None:
-        known = {} if more.get("required") else {"default": default[field or name].default}
+        known: dict[str, Any] = {} if more.get("required") else {"default": default[field or name].default}
         parser.add_argument(f"--{name}", type=kind, metavar="N", help=what, **known, **more)
 
     parser.add_argument("--model", required=True, metavar="DIR|NAME", help="checkpoint directory or Qwen2.5-VL-7B, …")

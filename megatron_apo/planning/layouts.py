@@ -151,17 +151,21 @@ def _stage_memory(request: Request, layout: Layout, data: int, stage: int, layer
     stages, split = parallel.pipeline, parallel.tensor if parallel.sequence else 1
     first, last = stage == 0, stage == stages - 1
     budget = Budget(-(-request.tokens // parallel.context), request.patches, request.dtype, request.chunk)
-    cuts = dict(tensor=parallel.tensor, context=parallel.context, sequence=parallel.sequence)
     held = stage_parameters(model, tensor=parallel.tensor, first=first, last=last, layers=layers)
     state = state_bytes(
         held, dtype=request.dtype, data=data * parallel.context, distributed=parallel.distributed_optimizer
     )
     in_flight = min(stages - stage, request.microbatches)  # one forward, one backward: what a stage is ahead
-    saved = activations.language_layers(model, budget, layers, recompute=layout.recompute, **cuts)
+    tensor, context, sequence = parallel.tensor, parallel.context, parallel.sequence
+    saved = activations.language_layers(
+        model, budget, layers, tensor=tensor, context=context, sequence=sequence, recompute=layout.recompute
+    )
     saved += activations.final_norm(model, budget, split=split) if last else 0
     vision = activations.vision_tower(model, budget, tensor=parallel.tensor, recompute=layout.recompute) if first else 0
     unpadded = sum(parameter.elements for parameter in held) * BYTES[request.dtype]
-    again = activations.recomputed(model, budget, recompute=layout.recompute, **cuts)
+    again = activations.recomputed(
+        model, budget, tensor=tensor, context=context, sequence=sequence, recompute=layout.recompute
+    )
     return {
         "weights": state.weights,
         "reference": unpadded if request.reference else 0,
@@ -259,7 +263,9 @@ def make_plans(request: Request) -> tuple[list[Plan], list[Plan], list[str]]:
     Raises ValueError when nothing fits, naming every factor of the request and the layout that comes nearest.
     """
     check_request(request)
-    fit, unfit, refused = [], [], []
+    fit: list[Plan] = []
+    unfit: list[Plan] = []
+    refused: list[str] = []
     for layout in candidates(request):
         try:
             plan = weigh(request, layout)
