@@ -33,8 +33,8 @@ prepare()
 from megatron_apo.conversion.convert import hf_to_megatron, megatron_to_hf  # noqa: E402
 from megatron_apo.conversion.safetensors_writer import SafetensorsWriter  # noqa: E402
 from megatron_apo.conversion.verify import verify  # noqa: E402
-from model_providers.qwen2_5_vl.shape import read_shape  # noqa: E402
-from model_providers.qwen2_5_vl.weight_map import weight_map  # noqa: E402
+from model_providers.qwen_vl.shape import read_shape  # noqa: E402
+from model_providers.qwen_vl.weight_map import weight_map  # noqa: E402
 
 HIDDEN, FFN, LAYER_NUMBERS = 2048, 11008, 77_000_000  # the 3B's width; about as many numbers in one of its layers
 

@@ -38,7 +38,7 @@ from megatron_apo.training.setup import TrainingState, build_training_state, che
 from megatron_apo.training.update import Trainer, TrainerSettings
 from megatron_apo.weight_sync.export import export_tensors
 from megatron_apo.weight_sync.push import push_weights
-from model_providers.qwen2_5_vl.weight_map import hf_names
+from model_providers.qwen_vl.weight_map import hf_names
 
 
 class RunLog:

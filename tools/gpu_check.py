@@ -115,14 +115,14 @@ def _run_tiny(spec: str, groups: object) -> dict:  # type: ignore[type-arg]
     """Hidden states and gradients by Hugging Face name, float32 on the CPU, of the tiny model under ``spec``."""
     import torch
 
-    from model_providers.qwen2_5_vl.layers import packed_layout
-    from model_providers.qwen2_5_vl.megatron_config import BuildSettings
-    from model_providers.qwen2_5_vl.model import Qwen25VLModel
-    from model_providers.qwen2_5_vl.weight_map import to_hf, to_megatron, weight_map
+    from model_providers.qwen_vl.layers import packed_layout
+    from model_providers.qwen_vl.megatron_config import BuildSettings
+    from model_providers.qwen_vl.model import QwenVLModel
+    from model_providers.qwen_vl.weight_map import to_hf, to_megatron, weight_map
 
     shape = _tiny_shape()
     settings = BuildSettings(dtype=torch.bfloat16, layer_spec=spec)
-    model = Qwen25VLModel(shape, settings, pg_collection=groups.collection).to(groups.device)  # type: ignore[attr-defined]
+    model = QwenVLModel(shape, settings, pg_collection=groups.collection).to(groups.device)  # type: ignore[attr-defined]
     rows = {row.megatron: row for row in weight_map(shape, transformer_engine=spec == "transformer_engine")}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -156,10 +156,10 @@ def _run_tiny(spec: str, groups: object) -> dict:  # type: ignore[type-arg]
 
 
 def _tiny_shape():  # type: ignore[no-untyped-def]
-    from model_providers.qwen2_5_vl.shape import Qwen25VLShape, VisionShape
+    from model_providers.qwen_vl.shape import QwenVLShape, VisionShape
 
     vision = VisionShape(64, 3, 2, 96, 14, 2, 2, 56, (1,), 3, 128, 2)
-    return Qwen25VLShape(
+    return QwenVLShape(
         128, 2, 4, 2, 32, 192, 304, False, 1e-6, 1e6, (4, 6, 6), 2048, 290, 291, 292, vision
     )  # fmt: skip
 

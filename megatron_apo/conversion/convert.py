@@ -20,10 +20,10 @@ from megatron_apo.parallel.groups import Groups, initialise, launched_processes,
 from megatron_apo.parallel.status import phase
 from megatron_apo.training.export import export_entries, write_hf
 from megatron_apo.training.setup import build_settings, check_model_layout
-from model_providers.qwen2_5_vl.loading import CheckpointReader, check_tensors, checkpoint_dtype, load_hf_checkpoint
-from model_providers.qwen2_5_vl.model import Qwen25VLModel
-from model_providers.qwen2_5_vl.shape import read_shape
-from model_providers.qwen2_5_vl.weight_map import weight_map
+from model_providers.qwen_vl.loading import CheckpointReader, check_tensors, checkpoint_dtype, load_hf_checkpoint
+from model_providers.qwen_vl.model import QwenVLModel
+from model_providers.qwen_vl.shape import read_shape
+from model_providers.qwen_vl.weight_map import weight_map
 
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
@@ -62,9 +62,9 @@ def _config(files: Path, dtype: torch.dtype, layout: Layout) -> Config:
     return config
 
 
-def build_empty(config: Config, files: Path, groups: Groups) -> Qwen25VLModel:
+def build_empty(config: Config, files: Path, groups: Groups) -> QwenVLModel:
     """This rank's pipeline stage, its weights not yet set."""
-    return Qwen25VLModel(
+    return QwenVLModel(
         read_shape(files),
         build_settings(config),
         pg_collection=groups.collection,

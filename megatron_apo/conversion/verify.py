@@ -11,8 +11,8 @@ from megatron_apo.conversion import megatron_files
 from megatron_apo.conversion.convert import ONE_PROCESS, Layout, check_hf, job, load_model, open_model, progress_bar
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.weight_sync.export import export_tensors
-from model_providers.qwen2_5_vl.shape import read_shape
-from model_providers.qwen2_5_vl.weight_map import hf_names
+from model_providers.qwen_vl.shape import read_shape
+from model_providers.qwen_vl.weight_map import hf_names
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _BLOCK = 1 << 22  # numbers compared at a time

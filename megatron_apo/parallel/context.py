@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from megatron_apo.records import Microbatch
-from model_providers.qwen2_5_vl.context import context_rows
+from model_providers.qwen_vl.context import context_rows
 
 _PER_TOKEN = (
     *("input_ids_T", "labels_T", "response_mask_T", "advantages_T", "policy_weights_T", "kl_token_weights_T"),

@@ -73,7 +73,7 @@ def _from_directory(directory: Path) -> ModelSize:
     from megatron_apo.platform.torchvision_cpu import register_missing_operators
 
     register_missing_operators()  # before transformers is first imported
-    from model_providers.qwen2_5_vl.shape import read_shape
+    from model_providers.qwen_vl.shape import read_shape
 
     shape = read_shape(directory)
     vision = shape.vision

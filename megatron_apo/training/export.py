@@ -20,7 +20,7 @@ from megatron_apo.parallel.status import exchange_status, phase
 from megatron_apo.training.forward_step import unwrap
 from megatron_apo.training.setup import TrainingState
 from megatron_apo.weight_sync.export import export_tensors
-from model_providers.qwen2_5_vl.loading import model_rows
+from model_providers.qwen_vl.loading import model_rows
 
 
 def export_entries(model: Any) -> list[Entry]:

@@ -29,8 +29,8 @@ from megatron_apo.objective.objective import token_objective
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.parallel.logprobs import vocab_parallel_logprobs
 from megatron_apo.records import Microbatch
-from model_providers.qwen2_5_vl.layers import packed_layout
-from model_providers.qwen2_5_vl.model import Qwen25VLModel
+from model_providers.qwen_vl.layers import packed_layout
+from model_providers.qwen_vl.model import QwenVLModel
 
 LossFunction = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, dict[str, Any]]]
 
@@ -69,9 +69,9 @@ def head_settings(config: Config, forbidden_token_ids: tuple[int, ...], vocab: i
     )
 
 
-def unwrap(model: Any) -> Qwen25VLModel:
+def unwrap(model: Any) -> QwenVLModel:
     """The model inside Megatron's wrappers (DDP, Float16Module)."""
-    while not isinstance(model, Qwen25VLModel):
+    while not isinstance(model, QwenVLModel):
         model = model.module
     return model
 

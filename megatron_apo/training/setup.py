@@ -18,10 +18,10 @@ from megatron_apo.config import Config, ModelConfig, OptimizerConfig
 from megatron_apo.config_loading import check_layout
 from megatron_apo.parallel.groups import Groups, launched_processes
 from megatron_apo.platform.torchvision_cpu import register_missing_operators
-from model_providers.qwen2_5_vl.loading import load_hf_checkpoint
-from model_providers.qwen2_5_vl.megatron_config import BuildSettings
-from model_providers.qwen2_5_vl.model import Qwen25VLModel
-from model_providers.qwen2_5_vl.shape import Qwen25VLShape, read_shape
+from model_providers.qwen_vl.loading import load_hf_checkpoint
+from model_providers.qwen_vl.megatron_config import BuildSettings
+from model_providers.qwen_vl.model import QwenVLModel
+from model_providers.qwen_vl.shape import QwenVLShape, read_shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -33,7 +33,7 @@ class TrainingState:
     ``model`` and ``reference`` hold the chunks of this pipeline stage, one unless the pipeline is interleaved.
     """
 
-    shape: Qwen25VLShape
+    shape: QwenVLShape
     settings: BuildSettings
     model: list[Any]
     optimizer: Any
@@ -57,7 +57,7 @@ def build_settings(config: Config) -> BuildSettings:
     )
 
 
-def _check_layout(config: Config, shape: Qwen25VLShape, world_size: int) -> None:
+def _check_layout(config: Config, shape: QwenVLShape, world_size: int) -> None:
     vision = shape.vision
     check_layout(
         config.parallel,
@@ -82,15 +82,15 @@ def check_model_layout(config: Config) -> None:
 
 
 def build_chunks(
-    shape: Qwen25VLShape, settings: BuildSettings, groups: Groups, directory: str | Path
-) -> list[Qwen25VLModel]:
+    shape: QwenVLShape, settings: BuildSettings, groups: Groups, directory: str | Path
+) -> list[QwenVLModel]:
     """This rank's pipeline stage with the weights of the checkpoint in ``directory``: as many chunks as the layout has.
 
     The first stage's first chunk has the vision tower and the embedding, the last stage's last chunk the output.
     """
     chunks, count = [], settings.virtual_pipeline
     for number in range(count):
-        model = Qwen25VLModel(
+        model = QwenVLModel(
             shape,
             settings,
             pg_collection=groups.collection,
@@ -103,7 +103,7 @@ def build_chunks(
     return chunks
 
 
-def freeze(model: Qwen25VLModel, config: ModelConfig) -> None:
+def freeze(model: QwenVLModel, config: ModelConfig) -> None:
     """Takes the gradient from the parts that ``config`` freezes: they get no gradient buffer and no optimizer state."""
     frozen = {"vision": config.freeze_vision, "merger": config.freeze_merger, "language": config.freeze_language}
     for name, parameter in model.named_parameters():
@@ -114,11 +114,11 @@ def freeze(model: Qwen25VLModel, config: ModelConfig) -> None:
         parameter.requires_grad_(not frozen[part])
 
 
-def _wrap(model: Qwen25VLModel, settings: BuildSettings) -> Any:
+def _wrap(model: QwenVLModel, settings: BuildSettings) -> Any:
     return Float16Module(model.config, model) if settings.dtype == torch.bfloat16 else model
 
 
-def _distribute(model: Qwen25VLModel, settings: BuildSettings, *, sharded: bool) -> Any:
+def _distribute(model: QwenVLModel, settings: BuildSettings, *, sharded: bool) -> Any:
     """The model under Megatron's DDP: a gradient buffer, reduced over data and context ranks."""
     model.config.finalize_model_grads_func = finalize_model_grads
     return DistributedDataParallel(

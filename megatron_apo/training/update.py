@@ -22,7 +22,7 @@ from megatron_apo.parallel.status import phase
 from megatron_apo.records import Microbatch, PromptImage, ReplicaWork, TrainingSample
 from megatron_apo.training.forward_step import HeadSettings, LossSettings, agreement_sums, scoring_step, training_step
 from megatron_apo.training.setup import TrainingState
-from model_providers.qwen2_5_vl.mrope import mrope_position_ids
+from model_providers.qwen_vl.mrope import mrope_position_ids
 
 BeforeStep = Callable[[dict[str, float], Callable[[], str]], None]
 _MAXIMA = ("gate/max",)

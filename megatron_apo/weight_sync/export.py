@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 
 from megatron_apo.parallel.groups import Groups
-from model_providers.qwen2_5_vl.loading import global_parameters, model_rows
-from model_providers.qwen2_5_vl.model import Qwen25VLModel
-from model_providers.qwen2_5_vl.weight_map import WeightRow, to_hf
+from model_providers.qwen_vl.loading import global_parameters, model_rows
+from model_providers.qwen_vl.model import QwenVLModel
+from model_providers.qwen_vl.weight_map import WeightRow, to_hf
 
 Select = Callable[[torch.nn.Parameter], torch.Tensor]
 
@@ -47,7 +47,7 @@ def _all_shards(tensor: torch.Tensor, row: WeightRow, groups: Groups) -> list[to
 
 
 def export_tensors(
-    model: Qwen25VLModel | Sequence[Qwen25VLModel], groups: Groups, select: Select = _weights
+    model: QwenVLModel | Sequence[QwenVLModel], groups: Groups, select: Select = _weights
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields (published name, whole tensor) in the map's order on rank 0; yields nothing elsewhere.
 
@@ -58,7 +58,7 @@ def export_tensors(
     """
     if groups.data_rank != 0:
         return
-    chunks = [model] if isinstance(model, Qwen25VLModel) else list(model)
+    chunks = [model] if isinstance(model, QwenVLModel) else list(model)
     first = chunks[0]
     rows = [row for row in model_rows(first).values() if row.exported]
     mine = {name: parameter for chunk in chunks for name, parameter in global_parameters(chunk)}
@@ -90,7 +90,7 @@ def _stage_leader(stage: int, groups: Groups) -> int:
     return groups.model_ranks[stage * per_stage]
 
 
-def _row_dtype(model: Qwen25VLModel, select: Select) -> torch.dtype:
+def _row_dtype(model: QwenVLModel, select: Select) -> torch.dtype:
     return select(next(model.parameters())).dtype
 
 

@@ -1,0 +1,1 @@
+"""Qwen2.5-VL, built of the classes in ``model_providers.qwen_vl``."""

@@ -1,1 +1,1 @@
-"""Qwen2-VL: the classes of ``model_providers.qwen2_5_vl``, whose shape says what differs (see ``shape.py`` there)."""
+"""Qwen2-VL, built of the classes in ``model_providers.qwen_vl``."""

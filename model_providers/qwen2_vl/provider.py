@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model_providers.qwen2_5_vl import provider
-from model_providers.qwen2_5_vl.megatron_config import BuildSettings
+from model_providers.qwen_vl import provider
+from model_providers.qwen_vl.megatron_config import BuildSettings
 
 MODEL_TYPE = "qwen2_vl"
 
@@ -13,5 +13,5 @@ MODEL_TYPE = "qwen2_vl"
 def model_provider_for(
     directory: str | Path, settings: BuildSettings, *, load_weights: bool = True
 ) -> provider.ModelProvider:
-    """See ``model_providers.qwen2_5_vl.provider.model_provider_for``; the checkpoint must be a Qwen2-VL."""
-    return provider.model_provider_for(directory, settings, load_weights=load_weights, model_type=MODEL_TYPE)
+    """See ``model_providers.qwen_vl.provider.model_provider_for``; the checkpoint must be a Qwen2-VL."""
+    return provider.model_provider_for(directory, settings, model_type=MODEL_TYPE, load_weights=load_weights)

@@ -13,7 +13,7 @@ from megatron_apo.training.checkpoint import LoopState, load_checkpoint, save_ch
 from megatron_apo.training.forward_step import unwrap
 from megatron_apo.training.setup import TrainingState, build_training_state
 from megatron_apo.weight_sync.export import export_tensors
-from model_providers.qwen2_5_vl.loading import global_parameters
+from model_providers.qwen_vl.loading import global_parameters
 
 UPDATES = 2
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model_providers.qwen2_5_vl.shape import read_shape
-from model_providers.qwen2_5_vl.weight_map import hf_names, published_name
+from model_providers.qwen_vl.shape import read_shape
+from model_providers.qwen_vl.weight_map import hf_names, published_name
 from tests.distributed.launcher import Case, run_cases
 from tests.unit.model_providers.reference import make_checkpoint
 

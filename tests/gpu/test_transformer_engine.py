@@ -10,12 +10,12 @@ import torch
 
 from megatron_apo.config import ParallelConfig
 from megatron_apo.parallel.groups import initialise, shut_down
-from model_providers.qwen2_5_vl.layers import packed_layout
-from model_providers.qwen2_5_vl.loading import global_parameters, load_hf_checkpoint, model_rows
-from model_providers.qwen2_5_vl.megatron_config import BuildSettings
-from model_providers.qwen2_5_vl.model import Qwen25VLModel
-from model_providers.qwen2_5_vl.shape import read_shape
-from model_providers.qwen2_5_vl.weight_map import to_hf
+from model_providers.qwen_vl.layers import packed_layout
+from model_providers.qwen_vl.loading import global_parameters, load_hf_checkpoint, model_rows
+from model_providers.qwen_vl.megatron_config import BuildSettings
+from model_providers.qwen_vl.model import QwenVLModel
+from model_providers.qwen_vl.shape import read_shape
+from model_providers.qwen_vl.weight_map import to_hf
 from tests.unit.model_providers.reference import VOCAB, make_checkpoint, model_arguments, pack
 
 Result = tuple[torch.Tensor, dict[str, torch.Tensor]]
@@ -24,7 +24,7 @@ Result = tuple[torch.Tensor, dict[str, torch.Tensor]]
 def run(directory: Path, groups: Any, layer_spec: str, dtype: torch.dtype) -> Result:
     """Logits and gradients by published name, both in float32."""
     settings = BuildSettings(dtype=dtype, layer_spec=layer_spec)
-    model = Qwen25VLModel(read_shape(directory), settings, pg_collection=groups.collection).cuda()
+    model = QwenVLModel(read_shape(directory), settings, pg_collection=groups.collection).cuda()
     load_hf_checkpoint(model, directory, tensor_rank=0, tensor_size=1)
     (ids, positions, layout), images = model_arguments(pack(model.shape.vision.patch_values))
     placed = {key: value.cuda() if isinstance(value, torch.Tensor) else value for key, value in images.items()}

@@ -116,7 +116,7 @@ def test_the_walls_stand() -> None:
         ("megatron_apo/training/setup.py", "from megatron.core import parallel_state as mpu"),
         ("megatron_apo/training/setup.py", "import megatron.core.parallel_state"),
         ("megatron_apo/observability/report.py", "from PIL import Image\nImage.open(path)"),
-        ("model_providers/qwen2_5_vl/model.py", "from megatron_apo.objective.kl import kl_divergence"),
+        ("model_providers/qwen_vl/model.py", "from megatron_apo.objective.kl import kl_divergence"),
         ("megatron_apo/weight_sync/push.py", "from megatron_apo.rollout.vllm import engine\nimport vllm.config"),
         ("megatron_apo/parallel/scatter.py", "import pickle"),
         ("megatron_apo/training/checkpoint.py", "state = load(path, weights_only=False)"),
@@ -137,7 +137,7 @@ def test_what_is_allowed_is_not_refused(tmp_path: Path) -> None:
         "megatron_apo/parallel/groups.py": "from megatron.core import parallel_state",
         "megatron_apo/data/images.py": "from PIL import Image",
         "megatron_apo/objective/kl.py": "import torch\nfrom megatron_apo.records import Score",
-        "model_providers/qwen2_5_vl/model.py": "from megatron.core.models.gpt import GPTModel\nimport torch",
+        "model_providers/qwen_vl/model.py": "from megatron.core.models.gpt import GPTModel\nimport torch",
         "megatron_apo/rollout/fleet.py": "import vllm_elsewhere\nfrom PIL import Image",
     }
     for file, text in allowed.items():

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from megatron_apo.conversion import new_directory
 from megatron_apo.conversion.command import main
 from megatron_apo.conversion.verify import first_difference
-from model_providers.qwen2_5_vl.weight_map import published_name
+from model_providers.qwen_vl.weight_map import published_name
 from tests.unit.model_providers.reference import make_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from megatron_apo.parallel.groups import Groups
-from model_providers.qwen2_5_vl.layers import packed_layout
-from model_providers.qwen2_5_vl.loading import load_hf_checkpoint
-from model_providers.qwen2_5_vl.megatron_config import BuildSettings
-from model_providers.qwen2_5_vl.model import Qwen25VLModel
-from model_providers.qwen2_5_vl.mrope import mrope_position_ids
-from model_providers.qwen2_5_vl.shape import read_shape
+from model_providers.qwen_vl.layers import packed_layout
+from model_providers.qwen_vl.loading import load_hf_checkpoint
+from model_providers.qwen_vl.megatron_config import BuildSettings
+from model_providers.qwen_vl.model import QwenVLModel
+from model_providers.qwen_vl.mrope import mrope_position_ids
+from model_providers.qwen_vl.shape import read_shape
 
 IMAGE, VIDEO, START, END, VOCAB = 290, 291, 292, 293, 301
 Grid = tuple[int, int, int]
@@ -124,9 +124,9 @@ def pack(patch_values: int, *, seed: int = 3) -> Packed:
     return Packed(prompts, [draw(count) for _, count in SEQUENCES], [images for images, _ in SEQUENCES], pixels)
 
 
-def build_model(directory: Path, groups: Groups, **settings: Any) -> Qwen25VLModel:
+def build_model(directory: Path, groups: Groups, **settings: Any) -> QwenVLModel:
     """The provider's model with the checkpoint's weights."""
-    model = Qwen25VLModel(read_shape(directory), BuildSettings(**settings), pg_collection=groups.collection)
+    model = QwenVLModel(read_shape(directory), BuildSettings(**settings), pg_collection=groups.collection)
     load_hf_checkpoint(model, directory, tensor_rank=0, tensor_size=1)
     return model
 

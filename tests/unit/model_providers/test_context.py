@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model_providers.qwen2_5_vl.context import context_layout, context_rows
+from model_providers.qwen_vl.context import context_layout, context_rows
 
 
 def boundaries(*lengths: int) -> torch.Tensor:

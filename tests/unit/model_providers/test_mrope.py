@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from model_providers.qwen2_5_vl.mrope import mrope_position_ids
+from model_providers.qwen_vl.mrope import mrope_position_ids
 from tests.unit.model_providers.reference import END, IMAGE, START, config
 
 Grid = tuple[int, int, int]

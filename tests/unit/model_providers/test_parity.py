@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from megatron_apo.parallel.groups import Groups
-from model_providers.qwen2_5_vl.loading import global_parameters, model_rows
-from model_providers.qwen2_5_vl.weight_map import hf_names, published_name, to_hf
+from model_providers.qwen_vl.loading import global_parameters, model_rows
+from model_providers.qwen_vl.weight_map import hf_names, published_name, to_hf
 from tests.unit.model_providers.reference import (
     VOCAB,
     build_model,

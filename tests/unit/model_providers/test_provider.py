@@ -9,8 +9,8 @@ import torch
 
 from megatron_apo.parallel.groups import Groups
 from model_providers.qwen2_5_vl import provider as of_qwen2_5_vl
-from model_providers.qwen2_5_vl.megatron_config import BuildSettings
 from model_providers.qwen2_vl import provider as of_qwen2_vl
+from model_providers.qwen_vl.megatron_config import BuildSettings
 from tests.unit.model_providers.reference import build_model, make_checkpoint
 
 PROVIDERS = {"qwen2_5_vl": of_qwen2_5_vl.model_provider_for, "qwen2_vl": of_qwen2_vl.model_provider_for}

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from megatron_apo.parallel.groups import Groups
-from model_providers.qwen2_5_vl.loading import global_parameters, model_rows
-from model_providers.qwen2_5_vl.megatron_config import BuildSettings
-from model_providers.qwen2_5_vl.model import Qwen25VLModel
-from model_providers.qwen2_5_vl.shape import read_shape
-from model_providers.qwen2_5_vl.weight_map import WeightRow, hf_names, published_name, to_hf, to_megatron
+from model_providers.qwen_vl.loading import global_parameters, model_rows
+from model_providers.qwen_vl.megatron_config import BuildSettings
+from model_providers.qwen_vl.model import QwenVLModel
+from model_providers.qwen_vl.shape import read_shape
+from model_providers.qwen_vl.weight_map import WeightRow, hf_names, published_name, to_hf, to_megatron
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "fixtures" / "published"
 MODELS = sorted(path.name for path in PUBLISHED.iterdir())
@@ -36,13 +36,13 @@ def of_transformers(name: str) -> dict[str, torch.Size]:
 
 
 @pytest.fixture(scope="module")
-def ours(name: str, one_process: Groups) -> Qwen25VLModel:
+def ours(name: str, one_process: Groups) -> QwenVLModel:
     return on_meta(name, one_process)
 
 
-def on_meta(name: str, groups: Groups, **settings: Any) -> Qwen25VLModel:
+def on_meta(name: str, groups: Groups, **settings: Any) -> QwenVLModel:
     with torch.device("meta"):
-        return Qwen25VLModel(
+        return QwenVLModel(
             read_shape(PUBLISHED / name / "flat"),
             BuildSettings(dtype=torch.bfloat16, default_device=True, **settings),
             pg_collection=groups.collection,
@@ -53,14 +53,14 @@ def test_both_generations_of_the_config_give_one_shape(name: str) -> None:
     assert read_shape(PUBLISHED / name / "flat") == read_shape(PUBLISHED / name / "nested")
 
 
-def test_parameter_count(name: str, of_transformers: dict[str, torch.Size], ours: Qwen25VLModel) -> None:
+def test_parameter_count(name: str, of_transformers: dict[str, torch.Size], ours: QwenVLModel) -> None:
     assert all(parameter.is_meta for parameter in ours.parameters())
     count = sum(parameter.numel() for parameter in ours.parameters())
     print(f"\n{name}: {count:,} parameters")
     assert count == sum(shape.numel() for shape in of_transformers.values())
 
 
-def test_names_of_both_generations(name: str, of_transformers: dict[str, torch.Size], ours: Qwen25VLModel) -> None:
+def test_names_of_both_generations(name: str, of_transformers: dict[str, torch.Size], ours: QwenVLModel) -> None:
     """In memory: model.visual., model.language_model.; published: visual., model.; one set, each with its shape."""
     expected = {published_name(key): tuple(shape) for key, shape in of_transformers.items()}
     assert len(expected) == len(of_transformers)
@@ -74,7 +74,7 @@ def test_names_of_both_generations(name: str, of_transformers: dict[str, torch.S
                     "visual.merger"}  # fmt: skip
 
 
-def test_every_tensor_goes_there_and_back(ours: Qwen25VLModel) -> None:
+def test_every_tensor_goes_there_and_back(ours: QwenVLModel) -> None:
     """By shape, on one and on eight tensor ranks with the vision FFN padded to 16; the export cuts the padding."""
     parameters = dict(global_parameters(ours))
     heads = ours.shape.heads
@@ -88,7 +88,7 @@ def test_every_tensor_goes_there_and_back(ours: Qwen25VLModel) -> None:
             assert [(key, tuple(tensor.shape)) for key, tensor in back] == list(zip(row.hf, row.shapes, strict=True))
 
 
-def distinct_rows(model: Qwen25VLModel) -> list[WeightRow]:
+def distinct_rows(model: QwenVLModel) -> list[WeightRow]:
     """The rows of one layer of each tower, and those outside: all layers are alike."""
     rows = [row for row in model_rows(model).values() if row.exported]
     return [row for row in rows if ".layers." not in row.megatron or ".layers.0." in row.megatron]

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from model_providers.qwen2_5_vl.shape import Qwen25VLShape, VisionShape, read_shape
+from model_providers.qwen_vl.shape import QwenVLShape, VisionShape, read_shape
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
-SHAPE_3B = Qwen25VLShape(
+SHAPE_3B = QwenVLShape(
     hidden=2048,
     layers=36,
     heads=16,

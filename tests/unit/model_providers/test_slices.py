@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_providers.qwen2_5_vl.loading import CheckpointReader, _fill
-from model_providers.qwen2_5_vl.shape import read_shape
-from model_providers.qwen2_5_vl.slices import Slice, rank_slices
-from model_providers.qwen2_5_vl.weight_map import WeightRow, to_megatron, weight_map
+from model_providers.qwen_vl.loading import CheckpointReader, _fill
+from model_providers.qwen_vl.shape import read_shape
+from model_providers.qwen_vl.slices import Slice, rank_slices
+from model_providers.qwen_vl.weight_map import WeightRow, to_megatron, weight_map
 from tests.unit.model_providers.reference import make_checkpoint
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from megatron.core.transformer.enums import AttnMaskType
 
-from model_providers.qwen2_5_vl.layers import layer_spec, norm_class
-from model_providers.qwen2_5_vl.weight_map import weight_map
+from model_providers.qwen_vl.layers import layer_spec, norm_class
+from model_providers.qwen_vl.weight_map import weight_map
 from tests.unit.model_providers.test_shape import SHAPE_3B
 
 

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from model_providers.qwen2_5_vl.shape import VisionShape, read_shape
-from model_providers.qwen2_5_vl.vision import plan_windows
+from model_providers.qwen_vl.shape import VisionShape, read_shape
+from model_providers.qwen_vl.vision import plan_windows
 from tests.unit.model_providers.reference import make_checkpoint
 
 Grid = tuple[int, int, int]

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_apo.parallel.groups import Groups
-from model_providers.qwen2_5_vl.loading import CheckpointReader, load_hf_checkpoint
-from model_providers.qwen2_5_vl.megatron_config import BuildSettings
-from model_providers.qwen2_5_vl.model import Qwen25VLModel
-from model_providers.qwen2_5_vl.shape import FAMILIES, read_shape
-from model_providers.qwen2_5_vl.weight_map import WeightRow, hf_names, published_name, to_hf, to_megatron, weight_map
+from model_providers.qwen_vl.loading import CheckpointReader, load_hf_checkpoint
+from model_providers.qwen_vl.megatron_config import BuildSettings
+from model_providers.qwen_vl.model import QwenVLModel
+from model_providers.qwen_vl.shape import FAMILIES, read_shape
+from model_providers.qwen_vl.weight_map import WeightRow, hf_names, published_name, to_hf, to_megatron, weight_map
 from tests.unit.model_providers.reference import build_model, make_checkpoint
 
 Weights = dict[str, torch.Tensor]
@@ -188,7 +188,7 @@ def test_tied_models_ignore_a_second_copy(tied: Path, tmp_path: Path, one_proces
 
 
 def test_bfloat16_parameters_from_a_float32_file(untied: Path, one_process: Groups) -> None:
-    model = Qwen25VLModel(read_shape(untied), BuildSettings(dtype=torch.bfloat16), pg_collection=one_process.collection)
+    model = QwenVLModel(read_shape(untied), BuildSettings(dtype=torch.bfloat16), pg_collection=one_process.collection)
     load_hf_checkpoint(model, untied, tensor_rank=0, tensor_size=1)
     norm = CheckpointReader(untied).read("model.norm.weight")
     assert torch.equal(model.language_model.decoder.final_layernorm.weight, norm.to(torch.bfloat16))

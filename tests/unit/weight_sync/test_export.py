@@ -13,7 +13,7 @@ from megatron_apo.parallel.groups import Groups
 from megatron_apo.training.export import export_model
 from megatron_apo.training.setup import TrainingState, build_training_state
 from megatron_apo.weight_sync.export import export_tensors, main_gradients
-from model_providers.qwen2_5_vl.weight_map import hf_names, published_name
+from model_providers.qwen_vl.weight_map import hf_names, published_name
 from tests.unit.model_providers.reference import build_model, make_checkpoint, transformers_model
 from tests.unit.training.jobs import job_config
 

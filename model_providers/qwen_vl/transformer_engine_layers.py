@@ -36,7 +36,7 @@ from megatron.core.extensions.transformer_engine import (
     TERowParallelLinear,
 )
 
-from model_providers.qwen2_5_vl.layers import PackedLayout
+from model_providers.qwen_vl.layers import PackedLayout
 
 
 class PackedTEAttention(TEDotProductAttention):

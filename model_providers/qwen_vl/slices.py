@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model_providers.qwen2_5_vl.weight_map import WeightRow
+from model_providers.qwen_vl.weight_map import WeightRow
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch.nn import functional
 
-from model_providers.qwen2_5_vl.context import ContextLayout, ContextShare
+from model_providers.qwen_vl.context import ContextLayout, ContextShare
 
 LAYER_SPECS = ("local", "transformer_engine")
 
@@ -244,7 +244,7 @@ def _local_layer(mask: AttnMaskType, normalization: str) -> ModuleSpec:
 
 
 def _transformer_engine_layer(mask: AttnMaskType) -> ModuleSpec:
-    from model_providers.qwen2_5_vl.transformer_engine_layers import transformer_engine_layer
+    from model_providers.qwen_vl.transformer_engine_layers import transformer_engine_layer
 
     return transformer_engine_layer(mask)
 
@@ -264,7 +264,7 @@ def layer_spec(name: str, mask: AttnMaskType, normalization: str = "RMSNorm") ->
 def norm_class(name: str, normalization: str = "RMSNorm") -> Any:
     """The norm that stands alone (final norm, merger) in the spec ``name``."""
     if name == "transformer_engine":
-        from model_providers.qwen2_5_vl.transformer_engine_layers import norm
+        from model_providers.qwen_vl.transformer_engine_layers import norm
 
         return norm()
     return LOCAL_NORMS[normalization]

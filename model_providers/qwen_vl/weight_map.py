@@ -22,7 +22,7 @@ from typing import Literal
 
 import torch
 
-from model_providers.qwen2_5_vl.shape import Qwen25VLShape
+from model_providers.qwen_vl.shape import QwenVLShape
 
 Layout = Literal["plain", "qkv", "fused_qkv", "gate_up", "flatten"]
 
@@ -51,7 +51,7 @@ def published_name(name: str) -> str:
     return re.sub(r"^model\.visual\.", "visual.", name)
 
 
-def _language_rows(shape: Qwen25VLShape, layer: int, transformer_engine: bool) -> list[WeightRow]:
+def _language_rows(shape: QwenVLShape, layer: int, transformer_engine: bool) -> list[WeightRow]:
     megatron, hf = f"language_model.decoder.layers.{layer}", f"model.layers.{layer}"
     queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     attention_norm, mlp_norm = (f"{name}weight" for name in _norm_names(transformer_engine))
@@ -101,12 +101,12 @@ def _norm_names(transformer_engine: bool) -> tuple[str, str]:
     return "input_layernorm.", "pre_mlp_layernorm."
 
 
-def _vision_norm_rows(shape: Qwen25VLShape, megatron: str, hf: str) -> list[WeightRow]:
+def _vision_norm_rows(shape: QwenVLShape, megatron: str, hf: str) -> list[WeightRow]:
     kinds = ("weight", "bias") if shape.vision.norm == "LayerNorm" else ("weight",)
     return [WeightRow(f"{megatron}{kind}", (f"{hf}.{kind}",), ((shape.vision.hidden,),)) for kind in kinds]
 
 
-def _vision_rows(shape: Qwen25VLShape, layer: int, transformer_engine: bool, ffn_multiple: int) -> list[WeightRow]:
+def _vision_rows(shape: QwenVLShape, layer: int, transformer_engine: bool, ffn_multiple: int) -> list[WeightRow]:
     vision = shape.vision
     megatron, hf = f"vision_model.layers.{layer}", f"visual.blocks.{layer}"
     width = vision.hidden
@@ -146,7 +146,7 @@ def _vision_rows(shape: Qwen25VLShape, layer: int, transformer_engine: bool, ffn
     return rows
 
 
-def _merger_rows(shape: Qwen25VLShape) -> list[WeightRow]:
+def _merger_rows(shape: QwenVLShape) -> list[WeightRow]:
     vision = shape.vision
     merged = vision.hidden * vision.spatial_merge_size**2
     names = {
@@ -163,7 +163,7 @@ def _merger_rows(shape: Qwen25VLShape) -> list[WeightRow]:
 
 
 def weight_map(
-    shape: Qwen25VLShape, *, transformer_engine: bool = False, vision_ffn_multiple: int = 1
+    shape: QwenVLShape, *, transformer_engine: bool = False, vision_ffn_multiple: int = 1
 ) -> list[WeightRow]:
     """All rows of a model, in the order in which they are exported.
 
@@ -201,7 +201,7 @@ def weight_map(
     return rows
 
 
-def hf_names(shape: Qwen25VLShape) -> list[str]:
+def hf_names(shape: QwenVLShape) -> list[str]:
     """Every tensor name of the published checkpoint, in export order."""
     return [name for row in weight_map(shape) if row.exported for name in row.hf]
 

@@ -11,7 +11,7 @@ from megatron.core.activations import quick_gelu
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
-from model_providers.qwen2_5_vl.shape import Qwen25VLShape
+from model_providers.qwen_vl.shape import QwenVLShape
 
 RECOMPUTE = ("none", "selective", "full")
 
@@ -66,7 +66,7 @@ def _common(settings: BuildSettings) -> dict[str, Any]:
     )
 
 
-def language_config(shape: Qwen25VLShape, settings: BuildSettings) -> TransformerConfig:
+def language_config(shape: QwenVLShape, settings: BuildSettings) -> TransformerConfig:
     """Config of the language model."""
     return TransformerConfig(
         num_layers=shape.layers,
@@ -103,7 +103,7 @@ def padded_vision_ffn(ffn: int, settings: BuildSettings) -> int:
     return -(-ffn // multiple) * multiple
 
 
-def vision_config(shape: Qwen25VLShape, settings: BuildSettings) -> TransformerConfig:
+def vision_config(shape: QwenVLShape, settings: BuildSettings) -> TransformerConfig:
     """Config of the vision tower: on the first pipeline stage whole, tensor-parallel, every rank sees every patch."""
     vision = shape.vision
     return TransformerConfig(

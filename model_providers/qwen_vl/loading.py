@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from model_providers.qwen2_5_vl.model import Qwen25VLModel
-from model_providers.qwen2_5_vl.slices import Slice, rank_slices
-from model_providers.qwen2_5_vl.weight_map import WeightRow, published_name, weight_map
+from model_providers.qwen_vl.model import QwenVLModel
+from model_providers.qwen_vl.slices import Slice, rank_slices
+from model_providers.qwen_vl.weight_map import WeightRow, published_name, weight_map
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -183,7 +183,7 @@ def _check_tied(reader: CheckpointReader) -> None:
         )
 
 
-def global_parameters(model: Qwen25VLModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def global_parameters(model: QwenVLModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """This stage's parameters with layers counted over the whole model."""
     layers = model.language_model.decoder.layers
     for name, parameter in model.named_parameters():
@@ -194,7 +194,7 @@ def global_parameters(model: Qwen25VLModel) -> Iterator[tuple[str, torch.nn.Para
         yield name, parameter
 
 
-def model_rows(model: Qwen25VLModel) -> dict[str, WeightRow]:
+def model_rows(model: QwenVLModel) -> dict[str, WeightRow]:
     """The weight map of ``model`` by Megatron name, in export order."""
     settings = model.settings
     rows = weight_map(
@@ -224,7 +224,7 @@ def _fill(parameter: torch.Tensor, row: WeightRow, reader: CheckpointReader, sli
             )
 
 
-def load_hf_checkpoint(model: Qwen25VLModel, directory: str | Path, *, tensor_rank: int, tensor_size: int) -> None:
+def load_hf_checkpoint(model: QwenVLModel, directory: str | Path, *, tensor_rank: int, tensor_size: int) -> None:
     """Fills every parameter of this stage from the checkpoint in ``directory``, reading only what it holds.
 
     Raises ValueError as ``CheckpointReader`` and ``check_tensors`` do.

@@ -25,8 +25,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch.nn import functional
 
-from model_providers.qwen2_5_vl.layers import layer_spec, norm_class, packed_layout
-from model_providers.qwen2_5_vl.shape import VisionShape
+from model_providers.qwen_vl.layers import layer_spec, norm_class, packed_layout
+from model_providers.qwen_vl.shape import VisionShape
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class VisionShape:
 
 
 @dataclass(frozen=True)
-class Qwen25VLShape:
+class QwenVLShape:
     """Everything about the architecture that the weights do not say."""
 
     hidden: int
@@ -138,7 +138,7 @@ def _check_expressible(directory: Path, text: Any, vision: Any, vision_activatio
                          f"{text.hidden_size}; its config.json is damaged")  # fmt: skip
 
 
-def read_shape(directory: str | Path) -> Qwen25VLShape:
+def read_shape(directory: str | Path) -> QwenVLShape:
     """Reads the shape of the checkpoint in ``directory``, of either family.
 
     Raises ValueError when there is no config, when it is of another family, or when it asks for something that the
@@ -158,7 +158,7 @@ def read_shape(directory: str | Path) -> Qwen25VLShape:
     config = getattr(transformers, config_class).from_dict(raw)
     text, vision = config.text_config, config.vision_config
     _check_expressible(directory, text, vision, activation)
-    return Qwen25VLShape(
+    return QwenVLShape(
         hidden=text.hidden_size,
         layers=text.num_hidden_layers,
         heads=text.num_attention_heads,

@@ -19,11 +19,11 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from model_providers.qwen2_5_vl.layers import block_spec
-from model_providers.qwen2_5_vl.megatron_config import BuildSettings, language_config, vision_config
-from model_providers.qwen2_5_vl.shape import Qwen25VLShape
-from model_providers.qwen2_5_vl.vision import VisionModel
-from model_providers.qwen2_5_vl.weight_map import weight_map
+from model_providers.qwen_vl.layers import block_spec
+from model_providers.qwen_vl.megatron_config import BuildSettings, language_config, vision_config
+from model_providers.qwen_vl.shape import QwenVLShape
+from model_providers.qwen_vl.vision import VisionModel
+from model_providers.qwen_vl.weight_map import weight_map
 
 
 class LanguageModel(GPTModel):
@@ -42,12 +42,12 @@ def padded_vocab(vocab: int, tensor: int) -> int:
     return -(-vocab // tensor) * tensor
 
 
-class Qwen25VLModel(MegatronModule):
+class QwenVLModel(MegatronModule):
     """One pipeline stage of a Qwen2.5-VL."""
 
     def __init__(
         self,
-        shape: Qwen25VLShape,
+        shape: QwenVLShape,
         settings: BuildSettings,
         *,
         pg_collection: ProcessGroupCollection,

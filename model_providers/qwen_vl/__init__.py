@@ -1,0 +1,1 @@
+"""The model of both families; ``shape.py`` says what differs between them."""
