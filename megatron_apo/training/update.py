@@ -80,13 +80,16 @@ class Trainer:
         self._schedule = get_forward_backward_func()
 
     def _position_ids(self, sample: TrainingSample) -> torch.Tensor:
-        return mrope_position_ids(
-            sample.prompt_ids,
-            len(sample.response_ids),
-            [image.grid_thw for image in sample.images],
-            image_token_id=self.state.shape.image_token_id,
-            spatial_merge_size=self.state.shape.vision.spatial_merge_size,
-        )
+        try:
+            return mrope_position_ids(
+                sample.prompt_ids,
+                len(sample.response_ids),
+                [image.grid_thw for image in sample.images],
+                self.state.shape.vision_tokens,
+                [image.seconds_per_grid for image in sample.images],
+            )
+        except ValueError as error:
+            raise ValueError(f"prompt {sample.prompt_id!r}: {error}") from error
 
     def _microbatch(self, samples: Sequence[TrainingSample], indices: Sequence[int]) -> Microbatch:
         groups, settings = self.groups, self.state.settings
@@ -95,7 +98,7 @@ class Trainer:
             indices,
             position_ids=self._position_ids,
             pixel_values=self._pixel_values,
-            image_token_id=self.state.shape.image_token_id,
+            vision_token_ids=(self.state.shape.image_token_id, self.state.shape.video_token_id),
             spatial_merge_size=self.state.shape.vision.spatial_merge_size,
             with_pixels=groups.first_stage,
             device=groups.device,
