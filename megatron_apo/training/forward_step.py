@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -76,8 +76,10 @@ def unwrap(model: Any) -> QwenVLModel:
     return model
 
 
-def run_model(model: Any, batch: Microbatch, groups: Groups) -> torch.Tensor:
-    """This stage's output for ``batch``: hidden states [T, 1, H]."""
+def run_model(
+    model: Any, batch: Microbatch, groups: Groups, *, output: Literal["hidden", "logits"] = "hidden"
+) -> torch.Tensor:
+    """This stage's output for ``batch``: hidden states [T, 1, H]; of the last stage the logits [1, T, V] if asked."""
     return model(
         batch.input_ids_T[None],
         batch.position_ids_3T[:, None],
@@ -88,7 +90,7 @@ def run_model(model: Any, batch: Microbatch, groups: Groups) -> torch.Tensor:
         image_grids=batch.image_grids,
         image_positions_K=batch.image_positions_K,
         image_features_K=batch.image_features_K,
-        output="hidden",
+        output=output,
     )
 
 

@@ -14,7 +14,7 @@ from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
-from megatron_apo.config import Config, ModelConfig, OptimizerConfig
+from megatron_apo.config import Config, ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_apo.config_loading import check_layout
 from megatron_apo.parallel.groups import Groups, launched_processes
 from megatron_apo.platform.torchvision_cpu import register_missing_operators
@@ -57,10 +57,11 @@ def build_settings(config: Config) -> BuildSettings:
     )
 
 
-def _check_layout(config: Config, shape: QwenVLShape, world_size: int) -> None:
+def check_shape_layout(parallel: ParallelConfig, shape: QwenVLShape, world_size: int) -> None:
+    """ValueError naming everything wrong with the layout for this model and so many processes."""
     vision = shape.vision
     check_layout(
-        config.parallel,
+        parallel,
         world_size,
         heads=shape.heads,
         kv_heads=shape.kv_heads,
@@ -78,7 +79,7 @@ def check_model_layout(config: Config) -> None:
     """ValueError naming everything wrong with the layout for this model and this many processes; starts nothing."""
     register_missing_operators()  # before transformers is first imported
     shape = read_shape(config.model.path)
-    _check_layout(config, shape, launched_processes())
+    check_shape_layout(config.parallel, shape, launched_processes())
 
 
 def build_chunks(
@@ -171,7 +172,7 @@ def build_training_state(config: Config, groups: Groups, *, updates: int, refere
     Raises ValueError for an impossible layout or a directory that is not a whole checkpoint of either family.
     """
     shape, settings = read_shape(config.model.path), build_settings(config)
-    _check_layout(config, shape, groups.world_size)
+    check_shape_layout(config.parallel, shape, groups.world_size)
     sharded = config.parallel.distributed_optimizer
     model = []
     for chunk in build_chunks(shape, settings, groups, config.model.path):

@@ -86,13 +86,18 @@ def make_checkpoint(
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_config(config(tied=tied, family=family))
-    generator = torch.Generator().manual_seed(1)
+    randomise(model, seed=1)
+    model.to(dtype).save_pretrained(directory)
+    return directory
+
+
+def randomise(model: torch.nn.Module, *, seed: int) -> None:
+    """Gives every parameter random values, norm weights around 1 and the others around 0."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             centre = 1.0 if ("norm" in name or "ln_q" in name) and not name.endswith("bias") else 0.0
             parameter.copy_(centre + 0.08 * torch.randn(parameter.shape, generator=generator))
-    model.to(dtype).save_pretrained(directory)
-    return directory
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,132 @@
+"""Any model, any inputs, any layout: logits and every gradient equal transformers'.
+
+    python -m tests.properties.layouts --draws 500 [--first 0] [--largest-world 8] [--log FILE]
+
+Draws random shapes of both families with every tensor random, random inputs and random layouts. An impossible layout
+must be refused with every factor named, and is drawn again. Exit status 1 when a draw fails; ``--first N --draws 1``
+repeats draw N.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from megatron_apo.platform.host import prepare
+
+prepare()
+
+from megatron_apo.training.setup import check_shape_layout  # noqa: E402 - after prepare
+from model_providers.qwen_vl.shape import read_shape  # noqa: E402
+from tests.distributed.launcher import Case, run_cases  # noqa: E402
+from tests.properties.draws import Draw, draw_case  # noqa: E402
+from tests.properties.ranks import LIMITS, hf_config  # noqa: E402
+
+CHECK = "tests.properties.ranks:check"
+BATCH = 10  # draws of one launcher
+
+
+def possible(number: int, largest_world: int, folder: Path) -> tuple[Draw, int, list[str]]:
+    """The first possible layout of draw ``number``, its attempt, and the refusals before it."""
+    hf_config(draw_case(number, largest_world=largest_world)).save_pretrained(folder)
+    shape, refusals = read_shape(folder), []
+    for attempt in range(200):
+        draw = draw_case(number, largest_world=largest_world, attempt=attempt)
+        try:
+            check_shape_layout(draw.parallel, shape, draw.world)
+        except ValueError as error:
+            parallel = draw.parallel
+            named = f"tensor {parallel.tensor} × pipeline {parallel.pipeline} × context {parallel.context}"
+            assert named in str(error) and f"world {draw.world}" in str(error), error
+            refusals.append(str(error))
+            continue
+        return draw, attempt, refusals
+    raise AssertionError(f"draw {number}: no possible layout in 200")
+
+
+def run_draws(numbers: list[int], largest_world: int, root: Path) -> tuple[list[tuple[Draw, dict[str, Any]]], int]:
+    """(draw, its result) of each number, and how many layouts were refused; AssertionError when one cannot be run."""
+    drawn = []
+    for number in numbers:
+        draw, attempt, refusals = possible(number, largest_world, root / f"{number}" / "config")
+        arguments = {"number": number, "largest_world": largest_world, "attempt": attempt}
+        drawn.append((draw, Case(CHECK, draw.world, str(root / f"{number}"), arguments), len(refusals)))
+    run_cases([case for _, case, _ in drawn], timeout=120.0)
+    results = [(draw, json.loads(Path(case.directory, "result.json").read_text())) for draw, case, _ in drawn]
+    return results, sum(count for _, _, count in drawn)
+
+
+def failure(result: dict[str, Any]) -> str:
+    """What exceeds its limit, in words; empty when nothing does. NaN exceeds every limit."""
+    return ", ".join(f"{name} {result[name]:.1e}" for name, limit in LIMITS.items() if not result[name] <= limit)
+
+
+def line_of(draw: Draw, result: dict[str, Any]) -> str:
+    """One line of the log."""
+    return (
+        f"{'FAILED ' + failure(result) if failure(result) else 'ok'}: logits {result['logits']:.1e} (noise "
+        f"{result['logits_noise']:.1e}), gradients {result['gradients']:.1e} {result['worst']} (noise "
+        f"{result['gradients_noise']:.1e}); {draw}"
+    )
+
+
+def summary(results: list[tuple[Draw, dict[str, Any]]], refused: int, failed: int, seconds: float) -> str:
+    """Worst, median and how many draws had what."""
+    lines = [f"{len(results)} draws, {failed} failed, {refused} impossible layouts refused, {seconds:.0f} s"]
+    for name in ("logits", "logits_noise", "gradients", "gradients_noise"):
+        values = [result[name] for _, result in results] or [float("nan")]
+        lines.append(f"{name}: largest {max(values):.1e}, median {statistics.median(values):.1e}")
+    counts = Counter(factor for draw, _ in results for factor in draw.factors())
+    lines += [f"{count:5d}  {factor}" for factor, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draws", type=int, default=500, metavar="N", help="how many (default: 500)")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first (default: 0)")
+    parser.add_argument("--largest-world", type=int, default=8, metavar="N", help="processes at most (default: 8)")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="where a line per draw and the summary go")
+    options = parser.parse_args()
+    started, results, refused, failed = time.monotonic(), [], 0, 0
+    lines: list[str] = []
+    numbers = list(range(options.first, options.first + options.draws))
+    with tqdm(total=len(numbers), unit="draw") as bar:
+        for start in range(0, len(numbers), BATCH):
+            root, batch = Path(tempfile.mkdtemp(prefix="layout-draws-")), numbers[start : start + BATCH]
+            try:
+                found, impossible = run_draws(batch, options.largest_world, root)
+            except AssertionError as error:
+                failed += 1
+                lines.append(f"FAILED to run one of draws {batch[0]} to {batch[-1]}: {error}")
+                print(lines[-1], file=sys.stderr)
+                continue
+            finally:
+                shutil.rmtree(root, ignore_errors=True)
+                bar.update(len(batch))
+            results, refused = results + found, refused + impossible
+            lines += [line_of(draw, result) for draw, result in found]
+            for draw, result in found:
+                if failure(result):
+                    failed += 1
+                    print(line_of(draw, result), file=sys.stderr)
+    lines.append(summary(results, refused, failed, time.monotonic() - started))
+    print(lines[-1])
+    if options.log:
+        options.log.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""What the ranks of a draw run: the layout's logits and gradients, held against transformers' on rank 0.
+
+Shape suffixes: T packed tokens of this rank, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from safetensors.torch import load_file, save_file
+
+from megatron_apo.data.packing import build_microbatch
+from megatron_apo.parallel.context import cut_microbatch
+from megatron_apo.parallel.groups import Groups, initialise, shut_down
+from megatron_apo.platform.torchvision_cpu import register_missing_operators
+from megatron_apo.records import Microbatch, PromptImage, TrainingSample
+from megatron_apo.training.forward_step import run_model, unwrap
+from megatron_apo.training.setup import TrainingState, build_training_state
+from megatron_apo.weight_sync.export import export_tensors, main_gradients
+from model_providers.qwen_vl.mrope import mrope_position_ids
+from model_providers.qwen_vl.weight_map import published_name
+from tests.properties.draws import END, IMAGE, START, TEXT_TOKENS, VIDEO, Draw, Visual, draw_case
+from tests.unit.model_providers.reference import randomise, transformers_model
+from tests.unit.training.jobs import job_config
+
+register_missing_operators()  # before transformers is first imported
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration  # noqa: E402, F401 - warm
+
+Tensors = dict[str, torch.Tensor]
+LIMITS = {"logits": 1e-4, "gradients": 1e-5}
+
+
+def _generator(*key: object) -> torch.Generator:
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def samples_of(draw: Draw) -> list[TrainingSample]:
+    """The draw's sequences, with the ids that follow from their place."""
+    samples = []
+    for place, sequence in enumerate(draw.sequences):
+        ids = torch.randint(0, TEXT_TOKENS, (400,), generator=_generator(draw.number, place)).tolist()
+        prompt = [ids.pop() for _ in range(sequence.text)]
+        for visual in sequence.visuals:
+            t, h, w = visual.grid
+            prompt += [START, *[VIDEO if visual.seconds else IMAGE] * (t * h * w // 4), END]
+            prompt += [ids.pop() for _ in range(sequence.text)]
+        images = tuple(PromptImage(v.name, v.name, v.grid, v.seconds) for v in sequence.visuals)
+        response = tuple(ids.pop() for _ in range(sequence.response))
+        samples.append(TrainingSample(tuple(prompt), response, images, prompt_id=str(place)))
+    return samples
+
+
+def pixels_of(draw: Draw, name: str, grid: tuple[int, int, int]) -> torch.Tensor:
+    """float32 [patches, values], the same for every use of a visual."""
+    values = draw.vision["in_channels"] * draw.vision["temporal_patch_size"] * draw.vision["patch_size"] ** 2
+    return torch.randn(math.prod(grid), values, generator=_generator(draw.number, name))
+
+
+def loss_weights(draw: Draw, place: int, length: int) -> torch.Tensor:
+    """float32 [length, V]: the loss is the sum of logits times these, every one of its own size."""
+    return torch.randn(length, draw.text["vocab_size"], generator=_generator(draw.number, "loss", place))
+
+
+def make_checkpoint(draw: Draw, directory: Path) -> None:
+    """The draw's model as a published checkpoint, with every tensor random."""
+    from transformers import AutoModelForImageTextToText
+
+    torch.manual_seed(draw.number)
+    model = AutoModelForImageTextToText.from_config(hf_config(draw))
+    randomise(model, seed=draw.number)
+    model.save_pretrained(directory)
+
+
+def hf_config(draw: Draw) -> Any:
+    """transformers' config of the draw's model."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(
+        draw.family,
+        text_config=draw.text | {"tie_word_embeddings": draw.tied},
+        vision_config=draw.vision,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+        tie_word_embeddings=draw.tied,
+    )
+
+
+def _one(draw: Draw, model: Any, sample: TrainingSample, visuals: tuple[Visual, ...]) -> torch.Tensor:
+    """transformers' logits [tokens, V] of one sequence; it finds the positions by itself."""
+    dtype = next(model.parameters()).dtype
+    ids = torch.tensor([sample.prompt_ids + sample.response_ids])
+    given: dict[str, Any] = {}
+    for videos, pixels, grids in (
+        (False, "pixel_values", "image_grid_thw"),
+        (True, "pixel_values_videos", "video_grid_thw"),
+    ):
+        chosen = [visual for visual in visuals if bool(visual.seconds) == videos]
+        if chosen:
+            given[pixels] = torch.cat([pixels_of(draw, v.name, v.grid) for v in chosen]).to(dtype)
+            given[grids] = torch.tensor([v.grid for v in chosen])
+            if videos and draw.family == "qwen2_5_vl":
+                given["second_per_grid_ts"] = torch.tensor([v.seconds for v in chosen])
+    kinds = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+    logits: torch.Tensor = model(input_ids=ids, mm_token_type_ids=kinds, **given).logits[0]
+    return logits
+
+
+def reference(draw: Draw, directory: Path, dtype: torch.dtype) -> tuple[list[torch.Tensor], Tensors]:
+    """transformers' logits of each sequence, and its gradients by published name."""
+    model = transformers_model(directory, dtype)
+    found = []
+    for place, (sample, sequence) in enumerate(zip(samples_of(draw), draw.sequences, strict=True)):
+        logits = _one(draw, model, sample, sequence.visuals)
+        (logits * loss_weights(draw, place, len(logits)).to(dtype)).sum().backward()
+        found.append(logits.detach())
+    gradients = {
+        published_name(name): torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in model.named_parameters()
+    }
+    return found, gradients
+
+
+def _microbatch(
+    draw: Draw, state: TrainingState, groups: Groups, samples: list[TrainingSample], indices: tuple[int, ...]
+) -> Microbatch:
+    shape, parallel = state.shape, draw.parallel
+    whole = build_microbatch(
+        samples,
+        indices,
+        position_ids=lambda sample: mrope_position_ids(
+            sample.prompt_ids,
+            len(sample.response_ids),
+            [image.grid_thw for image in sample.images],
+            shape.vision_tokens,
+            [image.seconds_per_grid for image in sample.images],
+        ),
+        pixel_values=lambda image: pixels_of(draw, image.path, image.grid_thw),
+        vision_token_ids=(shape.image_token_id, shape.video_token_id),
+        spatial_merge_size=shape.vision.spatial_merge_size,
+        with_pixels=groups.first_stage,
+        align=parallel.context * (parallel.tensor if parallel.sequence else 1),
+        sequence_multiple=parallel.sequence_multiple * (16 if draw.form == "padded" else 1),
+    )
+    return cut_microbatch(
+        whole, groups.context_rank, groups.context_size, spatial_merge_size=shape.vision.spatial_merge_size
+    )
+
+
+def _places(batch: Microbatch, samples: list[TrainingSample]) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """(sequence, rows of this rank that are its tokens, which of its tokens they are) for each in ``batch``."""
+    places_T = torch.arange(len(batch.input_ids_T)) if batch.places_T is None else batch.places_T
+    for slot, index in enumerate(batch.sample_indices):
+        token_T = places_T - int(batch.cu_seqlens[slot])
+        rows = ((token_T >= 0) & (token_T < samples[index].length)).nonzero().squeeze(1)
+        yield index, rows, token_T[rows]
+
+
+def _forward_step(
+    draw: Draw, groups: Groups, samples: list[TrainingSample], kept: Tensors
+) -> Callable[[Iterator[Microbatch], Any], tuple[Any, Any]]:
+    """Runs a microbatch; its loss is its part of the sum over logits times ``loss_weights``."""
+    counts = len(draw.microbatches[0]) * groups.data_size * groups.context_size
+
+    def loss(logits: torch.Tensor, batch: Microbatch) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        logits_TV, width = logits[0], logits.shape[-1]
+        first = groups.tensor_rank * width
+        total = logits_TV.sum() * 0.0
+        for index, rows, tokens in _places(batch, samples):
+            weights = loss_weights(draw, index, samples[index].length)[tokens, first : first + width]
+            real = logits_TV[rows, : weights.shape[1]]  # without the vocabulary's padding
+            total = total + (real * weights).sum()
+            kept[f"{index}/{groups.tensor_rank}/{groups.context_rank}"] = real.detach().contiguous()
+            kept[f"{index}/{groups.tensor_rank}/{groups.context_rank}/tokens"] = tokens
+        # Megatron divides every gradient by the sum of these counts: times it, nothing is divided.
+        return total * counts, torch.tensor(1, dtype=torch.int), {}
+
+    def forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[Any, Any]:
+        batch = next(iterator)
+        return run_model(model, batch, groups, output="logits"), partial(loss, batch=batch)
+
+    return forward_step
+
+
+def _run_layout(draw: Draw, checkpoint: Path, groups: Groups, parts: Path) -> Tensors:
+    """This layout's gradients (on rank 0), and its logits in ``parts``, as each rank has them."""
+    overrides = [f"--parallel.{key}={json.dumps(value)}" for key, value in vars(draw.parallel).items()]
+    config = job_config(checkpoint, f"--model.recompute={draw.recompute}", *overrides)
+    state = build_training_state(config, groups, updates=1, reference=False)
+    samples, kept = samples_of(draw), Tensors()
+    batches = [_microbatch(draw, state, groups, samples, indices) for indices in draw.microbatches[groups.data_rank]]
+    for chunk in state.model:
+        chunk.train()
+        chunk.zero_grad_buffer()
+    get_forward_backward_func()(
+        forward_step_func=_forward_step(draw, groups, samples, kept),
+        data_iterator=[iter(batches) for _ in state.model] if len(state.model) > 1 else iter(batches),
+        model=state.model,
+        num_microbatches=len(batches),
+        seq_length=max(len(batch.input_ids_T) for batch in batches),
+        micro_batch_size=1,
+        forward_only=False,
+    )
+    if kept:
+        save_file(kept, parts / f"logits_{groups.rank}.safetensors")
+    chunks = [unwrap(chunk) for chunk in state.model]
+    return {name: tensor.clone() for name, tensor in export_tensors(chunks, groups, main_gradients)}
+
+
+def _whole_logits(draw: Draw, parts: Path) -> list[torch.Tensor]:
+    """Logits [tokens, V] of each sequence, put together from all ranks' parts; NaN where none has any."""
+    found = [torch.full((sample.length, draw.text["vocab_size"]), torch.nan) for sample in samples_of(draw)]
+    width = -(-draw.text["vocab_size"] // draw.parallel.tensor)
+    for file in parts.glob("logits_*.safetensors"):
+        tensors = load_file(file)
+        for key, tokens in tensors.items():
+            if key.endswith("/tokens"):
+                index, tensor_rank, _, _ = key.split("/")
+                part, first = tensors[key.removesuffix("/tokens")], int(tensor_rank) * width
+                found[int(index)][tokens, first : first + part.shape[1]] = part
+    return found
+
+
+def largest_error(gradients: Tensors, expected: Tensors) -> tuple[float, str]:
+    """max over tensors of |g - g'| / max(|g'|, 1e-3 of the global norm), and the tensor."""
+    total = torch.stack([gradient.double().norm() for gradient in expected.values()]).norm()
+    errors = {
+        name: float((gradients[name].double() - g.double()).norm() / max(g.double().norm(), 1e-3 * total))
+        for name, g in expected.items()
+    }
+    worst = max(errors, key=lambda name: errors[name])
+    return errors[worst], worst
+
+
+def compare(draw: Draw, checkpoint: Path, gradients: Tensors, parts: Path) -> dict[str, Any]:
+    """Errors of the layout against transformers in float32, and the noise of float32 itself against float64."""
+    logits, expected = reference(draw, checkpoint, torch.float32)
+    exact_logits, exact = reference(draw, checkpoint, torch.float64)
+    assert gradients.keys() == expected.keys(), gradients.keys() ^ expected.keys()
+    error, worst = largest_error(gradients, expected)
+    pairs = list(zip(_whole_logits(draw, parts), logits, exact_logits, strict=True))
+    return {
+        "logits": max(float((found - wanted).abs().max()) for found, wanted, _ in pairs),
+        "logits_noise": max(float((wanted - true).abs().max()) for _, wanted, true in pairs),
+        "gradients": error,
+        "worst": worst,
+        "gradients_noise": largest_error(expected, exact)[0],
+    }
+
+
+def check(directory: Path, *, number: int, largest_world: int, attempt: int) -> None:
+    """All ranks of one draw; rank 0 writes result.json."""
+    torch.set_num_threads(1)
+    draw = draw_case(number, largest_world=largest_world, attempt=attempt)
+    groups = initialise(draw.parallel, seed=0)
+    try:
+        checkpoint, parts = directory / "model", directory / "parts"
+        if groups.is_controller:
+            parts.mkdir()
+            make_checkpoint(draw, checkpoint)
+        dist.barrier(group=groups.control)
+        gradients = _run_layout(draw, checkpoint, groups, parts)
+        dist.barrier(group=groups.control)
+        if groups.is_controller:
+            result = compare(draw, checkpoint, gradients, parts)
+            (directory / "result.json").write_text(json.dumps(result))
+    finally:
+        shut_down()
