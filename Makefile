@@ -16,7 +16,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint env clean-env
+.PHONY: help quickstart test lint env properties clean-env
 
 help:
 	@echo "make quickstart   make the environment, then train a small Qwen2.5-VL to read handwriting, on a CPU"
@@ -48,6 +48,10 @@ lint: $(READY)
 
 test: lint
 	@$(BIN)/python -m pytest -q
+
+# Random models, inputs and layouts against transformers: a line per draw and a summary in properties.log.
+properties: $(READY)
+	@$(BIN)/python -m tests.properties.layouts --draws $(or $(DRAWS),500) --log properties.log
 
 clean-env:
 	rm -rf $(VENV)

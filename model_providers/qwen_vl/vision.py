@@ -4,7 +4,7 @@ Qwen2.5-VL (arXiv:2502.13923, section 2.1.1): most layers attend within windows,
 over one frame); rotary positions are two-dimensional; a merger turns 2 x 2 patches into one token of the language
 model. Qwen2-VL (arXiv:2409.12191, section 2.1): the same without windows; ``VisionShape`` says what else differs.
 
-Shape suffixes: L patches, C values per patch, M merged patches, H vision width.
+Shape suffixes: I images, L patches, C values per patch, M merged patches, H vision width.
 """
 
 from __future__ import annotations
@@ -51,28 +51,28 @@ def plan_windows(grids: Sequence[tuple[int, int, int]], shape: VisionShape) -> W
     windows a frame is one, and the order the images' own.
     """
     merge = shape.spatial_merge_size
-    whole = max(max(height, width) for _, height, width in grids)
-    side = shape.window_size // (merge * shape.patch_size) if shape.window_size else whole
-    keys, rows, columns, frames = [], [], [], []
-    frame_number = 0
-    for time, height, width in grids:
-        frame, row, column = torch.meshgrid(
-            torch.arange(time), torch.arange(height // merge), torch.arange(width // merge), indexing="ij"
-        )
-        windows_across = -(-width // (merge * side))
-        window = (row // side) * windows_across + column // side
-        # One number per window, increasing with image, frame, window: frames are numbered across the whole batch.
-        keys.append(torch.stack((frame + frame_number, window)).reshape(2, -1))
-        frame_number += time
-        frames += [height * width] * time
-        inner_row, inner_column = torch.meshgrid(torch.arange(merge), torch.arange(merge), indexing="ij")
-        rows.append((row.reshape(-1, 1) * merge + inner_row.reshape(1, -1)).reshape(-1))
-        columns.append((column.reshape(-1, 1) * merge + inner_column.reshape(1, -1)).reshape(-1))
-    frame_M, window_M = torch.cat(keys, dim=1)
+    grid_I3 = torch.tensor(grids)
+    time_I, height_I, width_I = grid_I3[:, 0], grid_I3[:, 1] // merge, grid_I3[:, 2] // merge
+    side = shape.window_size // (merge * shape.patch_size) if shape.window_size else int(grid_I3.max())
+    merged_I = time_I * height_I * width_I
+    image_M = torch.arange(len(grids)).repeat_interleave(merged_I)
+    place_M = torch.arange(len(image_M)) - (merged_I.cumsum(0) - merged_I)[image_M]
+    frame_M = place_M // (height_I * width_I)[image_M] + (time_I.cumsum(0) - time_I)[image_M]  # across the whole batch
+    row_M = place_M // width_I[image_M] % height_I[image_M]
+    column_M = place_M % width_I[image_M]
+    across_I = -(-width_I // side)
+    window_M = row_M // side * across_I[image_M] + column_M // side
     key_M = frame_M * (int(window_M.max()) + 1) + window_M
     order = torch.sort(key_M, stable=True).indices
     _, counts = torch.unique_consecutive(key_M[order], return_counts=True)
-    return WindowPlan(order, counts * merge**2, torch.tensor(frames), torch.cat(rows), torch.cat(columns))
+    inner_row, inner_column = torch.meshgrid(torch.arange(merge), torch.arange(merge), indexing="ij")
+    return WindowPlan(
+        order_M=order,
+        window_lengths=counts * merge**2,
+        frame_lengths=(grid_I3[:, 1] * grid_I3[:, 2]).repeat_interleave(time_I),
+        rows_L=(row_M[:, None] * merge + inner_row.reshape(-1)).reshape(-1),
+        columns_L=(column_M[:, None] * merge + inner_column.reshape(-1)).reshape(-1),
+    )
 
 
 def _boundaries(lengths: torch.Tensor) -> torch.Tensor:

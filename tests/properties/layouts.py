@@ -10,6 +10,7 @@ repeats draw N.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import statistics
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from tests.distributed.launcher import Case, run_cases  # noqa: E402
 from tests.properties.draws import Draw, draw_case  # noqa: E402
 from tests.properties.ranks import LIMITS, hf_config  # noqa: E402
 
-CHECK = "tests.properties.ranks:check"
+CHECK, CHECK_WITH_BUG = "tests.properties.ranks:check", "tests.properties.injected:check_with_bug"
 BATCH = 10  # draws of one launcher
 
 
@@ -54,13 +56,21 @@ def possible(number: int, largest_world: int, folder: Path) -> tuple[Draw, int, 
     raise AssertionError(f"draw {number}: no possible layout in 200")
 
 
-def run_draws(numbers: list[int], largest_world: int, root: Path) -> tuple[list[tuple[Draw, dict[str, Any]]], int]:
-    """(draw, its result) of each number, and how many layouts were refused; AssertionError when one cannot be run."""
+def run_draws(
+    numbers: list[int], largest_world: int, root: Path, *, bugs: Sequence[str] = ("",)
+) -> tuple[list[tuple[Draw, dict[str, Any]]], int]:
+    """(draw, its result) of each number, and how many layouts were refused; AssertionError when one cannot be run.
+
+    ``bugs``: some of ``injected.BUGS``; then all draws with the first put in, all with the second, and so on.
+    """
     drawn = []
-    for number in numbers:
-        draw, attempt, refusals = possible(number, largest_world, root / f"{number}" / "config")
+    for bug, number in itertools.product(bugs, numbers):
+        directory = root / bug / f"{number}"
+        draw, attempt, refusals = possible(number, largest_world, directory / "config")
         arguments = {"number": number, "largest_world": largest_world, "attempt": attempt}
-        drawn.append((draw, Case(CHECK, draw.world, str(root / f"{number}"), arguments), len(refusals)))
+        function, more = (CHECK_WITH_BUG, {"bug": bug}) if bug else (CHECK, {})
+        case = Case(function, draw.world, str(directory), arguments | more)
+        drawn.append((draw, case, len(refusals)))
     run_cases([case for _, case, _ in drawn], timeout=120.0)
     results = [(draw, json.loads(Path(case.directory, "result.json").read_text())) for draw, case, _ in drawn]
     return results, sum(count for _, _, count in drawn)
