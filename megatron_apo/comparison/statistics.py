@@ -19,10 +19,10 @@ from megatron_apo.objective.kl import kl_divergence
 class PairStatistics:
     """Differences of two backends' log-probabilities, in nats.
 
-    ``mean``, ``percentile_99`` and ``maximum`` are of |first - second|. ``kl`` is the k1 estimate of KL(first || second)
-    from these tokens, the mean of first - second: an estimate only where the first model drew the tokens.
-    ``correlation`` is Pearson's, NaN where one side is constant. ``worst`` is the index of the token of the maximum, or
-    of the first difference that is not a number; then ``maximum`` is NaN too.
+    ``mean``, ``percentile_99`` and ``maximum`` are of |first - second|. ``kl`` is the k1 estimate of KL(first, second),
+    the mean of first - second: an estimate only where the first model drew the tokens. ``correlation`` is Pearson's,
+    NaN where one side is constant. ``worst`` is the index of the token of the maximum, or of the first difference that
+    is not a number; then ``maximum`` is NaN too.
     """
 
     first: str
