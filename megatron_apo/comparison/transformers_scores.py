@@ -30,6 +30,9 @@ def score_with_transformers(
     """
     register_missing_operators()
     from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of reading a file: there is a bar of samples
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -6,6 +6,7 @@ keeps a hash of what its vision tower was given.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,9 @@ from megatron_apo.rollout.vllm.engine import VllmEngine
 from megatron_apo.rollout.vllm.environment import random_state_kept, uncompiled
 from megatron_apo.weight_sync.verify import tensor_hash
 
+_RECORDER = "megatron_apo.rollout.vllm.scoring.PixelRecorder"
+# Newer versions of vLLM hand the vision tower bytes, and it normalises them itself: other pixel values, by a rounding.
+_NORMALISE_LATER = "mm_device_do_normalize"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -54,8 +58,6 @@ class VllmScorer(VllmEngine):
     Raises ValueError when vLLM is not installed, and for settings that it cannot serve.
     """
 
-    worker_extension = "megatron_apo.rollout.vllm.scoring.PixelRecorder"
-
     def __init__(
         self,
         settings: EngineSettings,
@@ -65,6 +67,14 @@ class VllmScorer(VllmEngine):
         super().__init__(settings, load_image)
         self._pixel_values = pixel_values
         self._open().collective_rpc("record_pixels")
+
+    def _more_arguments(self) -> dict[str, Any]:
+        from vllm import EngineArgs
+
+        arguments: dict[str, Any] = {"worker_extension_cls": _RECORDER}
+        if any(field.name == _NORMALISE_LATER for field in dataclasses.fields(EngineArgs)):
+            arguments[_NORMALISE_LATER] = False
+        return arguments
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> torch.Tensor:
         """Log-probability of each token of ``responses`` after its prompt, in order: float64 [tokens].
@@ -100,7 +110,7 @@ class VllmScorer(VllmEngine):
             if tensor_hash(self._pixel_values(image).to(dtype)) not in seen:
                 raise ValueError(
                     f"image {image.path}: vLLM's vision tower did not get the pixel values that the other backends "
-                    "get; use the pinned versions of transformers and vLLM, and the min_pixels and max_pixels of the run"
+                    "get; use the pinned versions of transformers and vLLM, and the pixel limits of the run"
                 )
 
 
