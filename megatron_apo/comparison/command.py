@@ -70,9 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     layout.add_argument(
         "--tokens-per-microbatch", type=int, default=16384, help="sequences are packed up to this (default 16384)"
     )
-    vllm = parser.add_argument_group("vLLM")
-    vllm.add_argument("--kv-cache-gib", type=float, default=1.0, help="on a CPU (default 1)")
-    vllm.add_argument("--gpu-memory-utilization", type=float, default=0.8, help="on a GPU (default 0.8)")
+    engine = parser.add_argument_group("vLLM")
+    engine.add_argument("--kv-cache-gib", type=float, default=1.0, help="on a CPU (default 1)")
+    engine.add_argument("--gpu-memory-utilization", type=float, default=0.8, help="on a GPU (default 0.8)")
     return parser
 
 

@@ -26,7 +26,7 @@ from megatron_apo.config import Config, DataConfig
 from megatron_apo.config_loading import load_config
 from megatron_apo.data.prompts import PromptBuilder
 from megatron_apo.observability.console import say
-from megatron_apo.parallel.groups import Groups, initialise, launched_processes, shut_down
+from megatron_apo.parallel.groups import initialise, launched_processes, shut_down
 from megatron_apo.parallel.status import phase
 from megatron_apo.rollout.build import open_image
 from megatron_apo.rollout.engine import EngineSettings
@@ -41,13 +41,20 @@ def compare(options: argparse.Namespace, backends: Sequence[str]) -> int:
     On ranks beside the first it takes part in Megatron's pass and returns 0. ValueError for what the user can mend.
     """
     inputs = _Inputs(options)
+    about = _about(options, backends)
     scores: dict[str, torch.Tensor] = {}
     if "megatron" in backends:
         config = _config(options)
         check_model_layout(config)
         groups = initialise(config.parallel, seed=0)
         try:
-            scores["megatron"] = _megatron(inputs, options, config, groups)
+            with phase(groups, "read samples"):
+                inputs.read()
+            if groups.is_controller:
+                say(f"{about['megatron']}: {len(inputs.samples)} samples")
+            weights: Path = options.megatron_weights or options.model
+            pixel_values = inputs.builder.pixel_values
+            scores["megatron"] = score_with_megatron(inputs.samples, weights, config, groups, pixel_values=pixel_values)
         finally:
             shut_down()
         if not groups.is_controller:
@@ -69,7 +76,14 @@ def compare(options: argparse.Namespace, backends: Sequence[str]) -> int:
     if "vllm" in backends:
         say(f"vllm: {len(inputs.samples)} samples")
         scores["vllm"] = _vllm(inputs, options)
-    return _tell(inputs, options, {name: scores[name].double() for name in backends})
+    tokenizer = inputs.builder.tokenizer
+    comparison = Comparison(
+        inputs.samples,
+        {name: scores[name].double() for name in backends},
+        lambda token: str(tokenizer.decode([token])),
+        about,
+    )
+    return _tell(comparison, options)
 
 
 class _Inputs:
@@ -119,18 +133,20 @@ def _config(options: argparse.Namespace) -> Config:
     )
 
 
-def _megatron(inputs: _Inputs, options: argparse.Namespace, config: Config, groups: Groups) -> torch.Tensor:
-    with phase(groups, "read samples"):
-        inputs.read()
-    if groups.is_controller:
-        say(f"megatron ({_layout(options, groups)}): {len(inputs.samples)} samples")
-    weights: Path = options.megatron_weights or options.model
-    return score_with_megatron(inputs.samples, weights, config, groups, pixel_values=inputs.builder.pixel_values)
-
-
-def _layout(options: argparse.Namespace, groups: Groups) -> str:
-    data = groups.data_size
-    return f"tensor {options.tensor} x pipeline {options.pipeline} x context {options.context} x data {data}"
+def _about(options: argparse.Namespace, backends: Sequence[str]) -> dict[str, str]:
+    """What is compared, in words."""
+    about = {
+        "model": "/".join(options.model.resolve().parts[-2:]),
+        "data": options.data.name,
+        "dtype": options.dtype,
+    }
+    if "megatron" in backends:
+        sizes = {"tensor": options.tensor, "pipeline": options.pipeline, "context": options.context}
+        data = launched_processes() // max(1, options.tensor * options.pipeline * options.context)
+        layout = " x ".join(f"{name} {size}" for name, size in {**sizes, "data": data}.items())
+        weights = f", weights {options.megatron_weights.name}" if options.megatron_weights else ""
+        about["megatron"] = f"megatron ({layout}{weights})"
+    return about
 
 
 def _vllm(inputs: _Inputs, options: argparse.Namespace) -> torch.Tensor:
@@ -165,15 +181,7 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _tell(inputs: _Inputs, options: argparse.Namespace, scores: dict[str, torch.Tensor]) -> int:
-    about = {"model": options.model.resolve().name, "data": options.data.name, "dtype": options.dtype}
-    if "megatron" in scores:
-        size = f"tensor {options.tensor}, pipeline {options.pipeline}, context {options.context}"
-        about["megatron"] = f"Megatron: {size}"
-        if options.megatron_weights:
-            about["megatron"] += f", weights {options.megatron_weights.name}"
-    tokenizer = inputs.builder.tokenizer
-    comparison = Comparison(inputs.samples, scores, lambda token: str(tokenizer.decode([token])), about)
+def _tell(comparison: Comparison, options: argparse.Namespace) -> int:
     output: Path = options.output
     output.mkdir(parents=True, exist_ok=True)
     write_tokens(comparison, output / TOKENS)

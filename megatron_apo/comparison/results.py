@@ -42,12 +42,15 @@ class Comparison:
         sample, position = token_places(self.samples)[index]
         return self.samples[sample], position, self.samples[sample].response_ids[position]
 
+    def text(self, token: int) -> str:
+        """A token's text on one line: control characters and quotes escaped as in JSON."""
+        return json.dumps(self.token_text(token), ensure_ascii=False)[1:-1]
+
     def worst(self, pair: PairStatistics) -> str:
         """The token that ``pair`` differs most about, with both values."""
         sample, position, token = self.token(pair.worst)
         values = ", ".join(f"{name} {float(self.scores[name][pair.worst]):.7f}" for name in (pair.first, pair.second))
-        text = _one_line(self.token_text(token))
-        return f"sample {sample.id!r}, response token {position} (id {token}, '{text}'): {values}"
+        return f"sample {sample.id!r}, response token {position} (id {token}, '{self.text(token)}'): {values}"
 
 
 def table(comparison: Comparison, limit: float | None) -> str:
@@ -82,8 +85,8 @@ def write_tokens(comparison: Comparison, path: Path) -> None:
         for index, (number, position) in enumerate(token_places(comparison.samples)):
             sample = comparison.samples[number]
             token = sample.response_ids[position]
-            text = _one_line(comparison.token_text(token))
-            writer.writerow([sample.id, position, token, text, *(repr(column[index]) for column in values)])
+            numbers = (repr(column[index]) for column in values)
+            writer.writerow([sample.id, position, token, comparison.text(token), *numbers])
 
 
 def write_summary(comparison: Comparison, path: Path, limit: float | None) -> None:
@@ -108,7 +111,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _one_line(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)[1:-1]

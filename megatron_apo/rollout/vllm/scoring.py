@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -100,18 +100,24 @@ class VllmScorer(VllmEngine):
             assert tuple(output.prompt_token_ids[start:]) == tuple(response), prompt.id
             for token, at in zip(response, output.prompt_logprobs[start:], strict=True):
                 found.append(at[token].logprob)
-        self._check_pixels(prompts)
+        seen = {digest for worker in llm.collective_rpc("recorded_pixels") for digest in worker}
+        check_pixels(prompts, self._pixel_values, _DTYPES[self._settings.dtype], seen)
         return torch.tensor(found, dtype=torch.float64)
 
-    def _check_pixels(self, prompts: Sequence[Prompt]) -> None:
-        seen = {digest for worker in self._open().collective_rpc("recorded_pixels") for digest in worker}
-        dtype = _DTYPES[self._settings.dtype]
-        for image in {image.sha256: image for prompt in prompts for image in prompt.images}.values():
-            if tensor_hash(self._pixel_values(image).to(dtype)) not in seen:
-                raise ValueError(
-                    f"image {image.path}: vLLM's vision tower did not get the pixel values that the other backends "
-                    "get; use the pinned versions of transformers and vLLM, and the pixel limits of the run"
-                )
+
+def check_pixels(
+    prompts: Sequence[Prompt],
+    pixel_values: Callable[[PromptImage], torch.Tensor],
+    dtype: torch.dtype,
+    seen: Collection[str],
+) -> None:
+    """ValueError unless the hash of every image's pixel values, in ``dtype``, is among those ``seen`` by vLLM."""
+    for image in {image.sha256: image for prompt in prompts for image in prompt.images}.values():
+        if tensor_hash(pixel_values(image).to(dtype)) not in seen:
+            raise ValueError(
+                f"image {image.path}: vLLM's vision tower did not get the pixel values that the other backends get; "
+                "use the pinned versions of transformers and vLLM, and the pixel limits of the run"
+            )
 
 
 def score_with_vllm(
