@@ -113,6 +113,8 @@ def _backends(options: argparse.Namespace) -> tuple[str, ...]:
         raise ValueError("the picture needs matplotlib, which is not installed; install it, or give --no-plot")
     if options.megatron_weights and "megatron" not in named:
         raise ValueError("--megatron-weights: Megatron is not among --backends; add it, or leave the weights out")
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"--output: {options.output} is a file; name a directory, which need not exist")
     if options.limit is not None and not options.limit >= 0:
         raise ValueError(f"--limit {options.limit}: must be 0 or more")
     return tuple(name for name in BACKENDS if name in named)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText  # noqa: F401 - imported once here, inherited by every rank
 
-from megatron_apo.comparison import compare  # noqa: F401 - likewise
+from megatron_apo.comparison import compare  # noqa: F401 - imported once here, inherited by every rank
 from megatron_apo.comparison.command import main
+from megatron_apo.platform.torchvision_cpu import register_missing_operators
+
+register_missing_operators()
+from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402, F401 - as above
 
 
 def command(directory: Path, *, arguments: list[str], status: int = 0) -> None:
