@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_apo.evaluation.tables import read_evaluations
+from megatron_apo.observability.figure import COLOURS, INK, new_figure, style
 from megatron_apo.observability.report_charts import moving_average
 from megatron_apo.observability.writers import read_metrics
 
@@ -14,9 +15,6 @@ from megatron_apo.observability.writers import read_metrics
 VALIDATION_ACCURACY = "evaluation/accuracy"
 
 Points = tuple[tuple[float, float], ...]
-
-_COLOURS = ("#2563eb", "#d97706", "#0d9488", "#9333ea", "#dc2626", "#64748b")
-_INK, _SOFT, _LINE = "#16202c", "#5d6b7c", "#e2e6ec"
 
 
 def curve(metrics: Sequence[Mapping[str, Any]], name: str) -> Points:
@@ -31,23 +29,17 @@ def write_curves_png(run_dirs: Sequence[str | Path], path: str | Path, *, title:
     as diamonds. Right: the mean reward, as measured and smoothed. Raises ValueError for a run without metrics, or
     when matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError("the picture needs the package matplotlib, which is not installed; install it") from error
     runs = {Path(run_dir).resolve(): read_metrics(run_dir) for run_dir in run_dirs}
     if not runs:
         raise ValueError("run_dirs=[]: give at least one run directory")
     for run_dir, metrics in runs.items():
         if not metrics:
             raise ValueError(f"{run_dir}: no metrics.jsonl to draw; give a run's directory")
-    figure = Figure(figsize=(11, 4.1), dpi=160, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 4.1)
     left, right = figure.subplots(1, 2)
     validated = False
     for index, (run_dir, metrics) in enumerate(runs.items()):
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = COLOURS[index % len(COLOURS)]
         points = curve(metrics, VALIDATION_ACCURACY)
         validated = validated or bool(points)
         if points:
@@ -57,15 +49,15 @@ def write_curves_png(run_dirs: Sequence[str | Path], path: str | Path, *, title:
         _draw_held_out(left, run_dir, metrics[-1]["step"], colour)
         _draw_smoothed(right, curve(metrics, "reward/total"), colour, run_dir.name)
     left.set_ylim(0, 1.02)
-    heading = {"loc": "left", "color": _INK, "fontweight": "bold", "fontsize": 12}
+    heading = {"loc": "left", "color": INK, "fontweight": "bold", "fontsize": 12}
     left.set_title("Validation accuracy" if validated else "Accuracy in training", **heading)
     right.set_title("Mean reward in training", **heading)
     right.set_ylim(bottom=min(0.0, right.get_ylim()[0]))
     for axes in (left, right):
-        _style(axes)
-    left.legend(frameon=False, labelcolor=_INK, fontsize=9, loc="lower right")
+        style(axes, "step")
+    left.legend(frameon=False, labelcolor=INK, fontsize=9, loc="lower right")
     if title:
-        figure.suptitle(title, x=0.01, ha="left", color=_INK, fontweight="bold")
+        figure.suptitle(title, x=0.01, ha="left", color=INK, fontweight="bold")
     figure.savefig(path)
     return Path(path)
 
@@ -87,12 +79,3 @@ def _draw_held_out(axes: Any, run_dir: Path, last_step: int, colour: str) -> Non
 
 def _columns(points: Points) -> tuple[list[float], list[float]]:
     return [step for step, _ in points], [value for _, value in points]
-
-
-def _style(axes: Any) -> None:
-    axes.set_xlabel("step", color=_SOFT)
-    axes.grid(axis="y", color=_LINE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_SOFT, length=0)
-    for side, spine in axes.spines.items():
-        spine.set(visible=side == "bottom", color=_LINE)

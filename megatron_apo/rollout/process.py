@@ -193,13 +193,14 @@ class EngineProcess:
         raise EngineProcessError(self._failure)
 
 
+def of_launcher(name: str) -> bool:
+    """Whether a launcher (torchrun, MPI) sets the environment variable ``name`` to tell a process of its ranks."""
+    return name in _LAUNCHER_VARIABLES or name.startswith(_LAUNCHER_PREFIXES)
+
+
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """``environment`` without what a launcher says of ranks and without secrets, and with this package importable."""
-    kept = {
-        name: value
-        for name, value in environment.items()
-        if name not in _LAUNCHER_VARIABLES and not name.startswith(_LAUNCHER_PREFIXES) and not _SECRET.search(name)
-    }
+    kept = {name: value for name, value in environment.items() if not of_launcher(name) and not _SECRET.search(name)}
     root = str(Path(__file__).resolve().parents[2])
     inherited = kept.get("PYTHONPATH")
     kept["PYTHONPATH"] = os.pathsep.join([root, inherited]) if inherited else root

@@ -82,16 +82,14 @@ def check_model_layout(config: Config) -> None:
     check_shape_layout(config.parallel, shape, launched_processes())
 
 
-def build_chunks(
-    shape: QwenVLShape, settings: BuildSettings, groups: Groups, directory: str | Path
-) -> list[QwenVLModel]:
-    """This rank's pipeline stage with the weights of the checkpoint in ``directory``: as many chunks as the layout has.
+def empty_chunks(shape: QwenVLShape, settings: BuildSettings, groups: Groups) -> list[QwenVLModel]:
+    """This rank's pipeline stage, its weights not yet set: as many chunks as the layout has.
 
     The first stage's first chunk has the vision tower and the embedding, the last stage's last chunk the output.
     """
-    chunks, count = [], settings.virtual_pipeline
-    for number in range(count):
-        model = QwenVLModel(
+    count = settings.virtual_pipeline
+    return [
+        QwenVLModel(
             shape,
             settings,
             pg_collection=groups.collection,
@@ -99,9 +97,23 @@ def build_chunks(
             post_process=groups.last_stage and number == count - 1,
             vp_stage=number if count > 1 else None,
         ).to(groups.device)
-        load_hf_checkpoint(model, directory, tensor_rank=groups.tensor_rank, tensor_size=groups.tensor_size)
-        chunks.append(model)
+        for number in range(count)
+    ]
+
+
+def build_chunks(
+    shape: QwenVLShape, settings: BuildSettings, groups: Groups, directory: str | Path
+) -> list[QwenVLModel]:
+    """``empty_chunks`` with the weights of the Hugging Face checkpoint in ``directory``."""
+    chunks = empty_chunks(shape, settings, groups)
+    for chunk in chunks:
+        load_hf_checkpoint(chunk, directory, tensor_rank=groups.tensor_rank, tensor_size=groups.tensor_size)
     return chunks
+
+
+def for_scoring(chunks: list[QwenVLModel], settings: BuildSettings) -> list[Any]:
+    """The chunks ready for forward passes only."""
+    return [_wrap(chunk, settings).eval().requires_grad_(False) for chunk in chunks]
 
 
 def freeze(model: QwenVLModel, config: ModelConfig) -> None:
@@ -183,8 +195,7 @@ def build_training_state(config: Config, groups: Groups, *, updates: int, refere
         optimizer = get_megatron_optimizer(_optimizer_config(config.optimizer, settings, sharded), model)
     initial = None
     if reference:
-        chunks = build_chunks(shape, settings, groups, config.model.path)
-        initial = [_wrap(chunk, settings).eval().requires_grad_(False) for chunk in chunks]
+        initial = for_scoring(build_chunks(shape, settings, groups, config.model.path), settings)
     return TrainingState(shape, settings, model, optimizer, _scheduler(optimizer, config.optimizer, updates), initial)
 
 

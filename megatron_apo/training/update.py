@@ -11,18 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_apo.config import ObjectiveConfig
-from megatron_apo.data.packing import build_microbatch
-from megatron_apo.parallel.context import cut_microbatch
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.parallel.reduction import reduce_metrics, share_text
 from megatron_apo.parallel.status import phase
 from megatron_apo.records import Microbatch, PromptImage, ReplicaWork, TrainingSample
-from megatron_apo.training.forward_step import HeadSettings, LossSettings, agreement_sums, scoring_step, training_step
+from megatron_apo.training.forward_step import HeadSettings, LossSettings, agreement_sums, training_step
+from megatron_apo.training.microbatches import pack_microbatch, response_places, run_schedule, score_microbatches
 from megatron_apo.training.setup import TrainingState
-from model_providers.qwen_vl.mrope import mrope_position_ids
 
 BeforeStep = Callable[[dict[str, float], Callable[[], str]], None]
 _MAXIMA = ("gate/max",)
@@ -54,11 +51,8 @@ def _sum_over_microbatches(collected: Sequence[dict[str, torch.Tensor]]) -> dict
 
 def _describe_token(batch: Microbatch, samples: Sequence[TrainingSample], row: int) -> str:
     """Prompt and response position of response row ``row`` of a packed microbatch."""
-    place = int(batch.response_mask_T.nonzero()[row])
-    place = place if batch.places_T is None else int(batch.places_T[place])
-    sequence = int(torch.searchsorted(batch.cu_seqlens, place, right=True)) - 1
-    sample = samples[batch.sample_indices[sequence]]
-    token = place - int(batch.cu_seqlens[sequence]) - len(sample.prompt_ids) + 1
+    indices, positions = response_places(batch, samples)
+    sample, token = samples[int(indices[row])], int(positions[row])
     return f"prompt {sample.prompt_id!r}, response token {token} (id {sample.response_ids[token]})"
 
 
@@ -77,63 +71,15 @@ class Trainer:
         self.groups = groups
         self.settings = settings
         self._pixel_values = pixel_values
-        self._schedule = get_forward_backward_func()
-
-    def _position_ids(self, sample: TrainingSample) -> torch.Tensor:
-        try:
-            return mrope_position_ids(
-                sample.prompt_ids,
-                len(sample.response_ids),
-                [image.grid_thw for image in sample.images],
-                self.state.shape.vision_tokens,
-                [image.seconds_per_grid for image in sample.images],
-            )
-        except ValueError as error:
-            raise ValueError(f"prompt {sample.prompt_id!r}: {error}") from error
 
     def _microbatch(self, samples: Sequence[TrainingSample], indices: Sequence[int]) -> Microbatch:
-        groups, settings = self.groups, self.state.settings
-        whole = build_microbatch(
-            samples,
-            indices,
-            position_ids=self._position_ids,
-            pixel_values=self._pixel_values,
-            vision_token_ids=(self.state.shape.image_token_id, self.state.shape.video_token_id),
-            spatial_merge_size=self.state.shape.vision.spatial_merge_size,
-            with_pixels=groups.first_stage,
-            device=groups.device,
-            align=groups.context_size * (groups.tensor_size if settings.sequence_parallel else 1),
-            sequence_multiple=2 * groups.context_size if groups.context_size > 1 else 1,
+        return pack_microbatch(
+            samples, indices, self.state.shape, self.state.settings, self.groups, pixel_values=self._pixel_values
         )
-        merge = self.state.shape.vision.spatial_merge_size
-        return cut_microbatch(whole, groups.context_rank, groups.context_size, spatial_merge_size=merge)
-
-    def _run(
-        self, model: list[Any], step: Callable[..., Any], batches: Sequence[Microbatch], forward_only: bool
-    ) -> list[dict[str, torch.Tensor]]:
-        collected: list[dict[str, torch.Tensor]] = self._schedule(
-            forward_step_func=step,
-            data_iterator=[iter(batches) for _ in model] if len(model) > 1 else iter(batches),
-            model=model,
-            num_microbatches=len(batches),
-            seq_length=max(len(batch.input_ids_T) for batch in batches),  # only read when shapes are fixed
-            micro_batch_size=1,
-            forward_only=forward_only,
-        )
-        return collected
 
     def score(self, model: list[Any], batches: Sequence[Microbatch]) -> list[torch.Tensor] | None:
         """Log-probabilities [T] of each microbatch, 0 outside responses; None on stages before the last."""
-        with torch.no_grad():
-            collected = self._run(model, scoring_step(self.settings.head, self.groups), batches, forward_only=True)
-        if not self.groups.last_stage:
-            return None
-        spread = []
-        for batch, item in zip(batches, collected, strict=True):
-            logprobs_T = torch.zeros_like(batch.policy_weights_T)
-            logprobs_T[batch.response_mask_T] = item["logprobs_R"].to(logprobs_T.dtype)
-            spread.append(logprobs_T)
-        return spread
+        return score_microbatches(model, batches, self.settings.head, self.groups)
 
     def step(
         self, work: ReplicaWork, before_step: BeforeStep = lambda metrics, worst_token: None
@@ -223,7 +169,7 @@ class Trainer:
             chunk.train()
             chunk.zero_grad_buffer()
         state.optimizer.zero_grad()
-        collected = self._run(state.model, training_step(self.settings.head, self.groups, loss), batches, False)
+        collected = run_schedule(state.model, training_step(self.settings.head, self.groups, loss), batches)
         metrics = reduce_metrics(_sum_over_microbatches(collected), self.groups, maxima=_MAXIMA)
         if int(metrics["count/tokens"]) != loss.total_tokens:
             raise RuntimeError(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from megatron_apo.training import setup
+from megatron_apo.training import microbatches, setup
 from model_providers.qwen_vl import vision
 from tests.properties import ranks
 
@@ -61,8 +61,8 @@ def skip_the_window_permutation() -> None:
 
 
 def _positions(spoil: Callable[..., torch.Tensor]) -> None:
-    positions = ranks.mrope_position_ids
-    ranks.mrope_position_ids = lambda *arguments: spoil(positions, *arguments)  # type: ignore[assignment]
+    positions = microbatches.mrope_position_ids
+    microbatches.mrope_position_ids = lambda *arguments: spoil(positions, *arguments)  # type: ignore[assignment]
 
 
 def drop_the_seconds_of_videos() -> None:

@@ -15,18 +15,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from safetensors.torch import load_file, save_file
 
-from megatron_apo.data.packing import build_microbatch
-from megatron_apo.parallel.context import cut_microbatch
 from megatron_apo.parallel.groups import Groups, initialise, shut_down
 from megatron_apo.platform.torchvision_cpu import register_missing_operators
 from megatron_apo.records import Microbatch, PromptImage, TrainingSample
 from megatron_apo.training.forward_step import run_model, unwrap
-from megatron_apo.training.setup import TrainingState, build_training_state
+from megatron_apo.training.microbatches import pack_microbatch, run_schedule
+from megatron_apo.training.setup import build_training_state
 from megatron_apo.weight_sync.export import export_tensors, main_gradients
-from model_providers.qwen_vl.mrope import mrope_position_ids
 from model_providers.qwen_vl.weight_map import published_name
 from tests.properties.draws import END, IMAGE, START, TEXT_TOKENS, VIDEO, Draw, Visual, draw_case
 from tests.unit.model_providers.reference import randomise, transformers_model
@@ -132,32 +129,6 @@ def reference(draw: Draw, directory: Path, dtype: torch.dtype) -> tuple[list[tor
     return found, gradients
 
 
-def _microbatch(
-    draw: Draw, state: TrainingState, groups: Groups, samples: list[TrainingSample], indices: tuple[int, ...]
-) -> Microbatch:
-    shape, parallel = state.shape, draw.parallel
-    whole = build_microbatch(
-        samples,
-        indices,
-        position_ids=lambda sample: mrope_position_ids(
-            sample.prompt_ids,
-            len(sample.response_ids),
-            [image.grid_thw for image in sample.images],
-            shape.vision_tokens,
-            [image.seconds_per_grid for image in sample.images],
-        ),
-        pixel_values=lambda image: pixels_of(draw, image.path, image.grid_thw),
-        vision_token_ids=(shape.image_token_id, shape.video_token_id),
-        spatial_merge_size=shape.vision.spatial_merge_size,
-        with_pixels=groups.first_stage,
-        align=parallel.context * (parallel.tensor if parallel.sequence else 1),
-        sequence_multiple=parallel.sequence_multiple * (16 if draw.form == "padded" else 1),
-    )
-    return cut_microbatch(
-        whole, groups.context_rank, groups.context_size, spatial_merge_size=shape.vision.spatial_merge_size
-    )
-
-
 def _places(batch: Microbatch, samples: list[TrainingSample]) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """(sequence, rows of this rank that are its tokens, which of its tokens they are) for each in ``batch``."""
     places_T = torch.arange(len(batch.input_ids_T)) if batch.places_T is None else batch.places_T
@@ -199,19 +170,22 @@ def _run_layout(draw: Draw, checkpoint: Path, groups: Groups, parts: Path) -> Te
     config = job_config(checkpoint, f"--model.recompute={draw.recompute}", *overrides)
     state = build_training_state(config, groups, updates=1, reference=False)
     samples, kept = samples_of(draw), Tensors()
-    batches = [_microbatch(draw, state, groups, samples, indices) for indices in draw.microbatches[groups.data_rank]]
+    batches = [
+        pack_microbatch(
+            samples,
+            indices,
+            state.shape,
+            state.settings,
+            groups,
+            pixel_values=lambda image: pixels_of(draw, image.path, image.grid_thw),
+            sequence_multiple=16 if draw.form == "padded" else 1,
+        )
+        for indices in draw.microbatches[groups.data_rank]
+    ]
     for chunk in state.model:
         chunk.train()
         chunk.zero_grad_buffer()
-    get_forward_backward_func()(
-        forward_step_func=_forward_step(draw, groups, samples, kept),
-        data_iterator=[iter(batches) for _ in state.model] if len(state.model) > 1 else iter(batches),
-        model=state.model,
-        num_microbatches=len(batches),
-        seq_length=max(len(batch.input_ids_T) for batch in batches),
-        micro_batch_size=1,
-        forward_only=False,
-    )
+    run_schedule(state.model, _forward_step(draw, groups, samples, kept), batches)
     if kept:
         save_file(kept, parts / f"logits_{groups.rank}.safetensors")
     chunks = [unwrap(chunk) for chunk in state.model]

@@ -54,7 +54,7 @@ class VllmEngine:
             from vllm import LLM
 
             _inspect_models_here(architectures)
-            self._llm = LLM(**_engine_arguments(settings))
+            self._llm = LLM(**_engine_arguments(settings), **self._more_arguments())
 
     @property
     def weight_version(self) -> int:
@@ -114,6 +114,10 @@ class VllmEngine:
         llm, self._llm = self._llm, None
         with process_kept(), process_group_kept():
             llm.llm_engine.engine_core.shutdown()
+
+    def _more_arguments(self) -> dict[str, Any]:
+        """What an engine for another purpose is built with differently; vLLM can be imported by then."""
+        return {"worker_extension_cls": _RECEIVER}
 
     def _open(self) -> Any:
         if self._llm is None:
@@ -185,7 +189,6 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         "logprobs_mode": "processed_logprobs",
         "logits_processors": [_FORBIDDEN_TOKENS],
         "additional_config": {_FORBIDDEN_KEY: list(settings.forbidden_token_ids)},
-        "worker_extension_cls": _RECEIVER,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         "generation_config": "vllm",  # the checkpoint's sampling defaults (top_k, penalties) must not slip in

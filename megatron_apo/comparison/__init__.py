@@ -1,0 +1,1 @@
+"""Per-token log-probabilities of transformers, Megatron and vLLM on the same inputs, side by side."""
