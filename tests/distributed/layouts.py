@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from megatron_apo import compose
@@ -59,6 +60,24 @@ def record_rollouts(policy: Path, task: Path, directory: Path, *, steps: int, pr
             groups.append(RolloutGroup(prompt, tuple(rollouts)))
         write_step(directory, step, groups, weight_version=0, sampling=SamplingSettings(group, 32, 1.0))
     return directory
+
+
+def replay_config(root: Path, policy: Path, task: Path, recorded: Path, *, steps: int) -> Path:
+    """Settings of a run on ``recorded`` rollouts: APO, two updates a step in several microbatches."""
+    settings = {
+        "run": {"steps": steps, "save_every": 0},
+        "model": {"path": str(policy)},
+        "data": {"train": str(task / "train.jsonl")},
+        "rollout": {"replay": str(recorded), "prompts_per_step": 6},
+        "sampling": {"group_size": 4, "temperature": 0.9},
+        "objective": {"name": "apo", "stcr": {"base": 1.05}, "kl": {"coefficient": 0.05}},
+        "optimizer": {"schedule": "constant"},
+        "training": {"updates_per_rollout": 2, "tokens_per_microbatch": 300},
+        "logging": {"progress": False, "tensorboard": False},
+    }
+    config = root / "config.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    return config
 
 
 def replay(directory: Path, config: str, overrides: list[str]) -> None:

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from examples.digits.make_policy import PolicySize, make_policy
 from megatron_apo.rollout.record_files import read_step
 from tests.distributed.launcher import Case, run_cases
-from tests.distributed.layouts import randomised_checkpoint, record_rollouts
+from tests.distributed.layouts import randomised_checkpoint, record_rollouts, replay_config
 from tests.distributed.test_checkpoint_layouts import LOAD, SAVE
 from tests.distributed.test_layouts import MOVING, REPLAY, STILL, metrics_of
+from tests.gradients import assert_same_gradients
 
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "cp2": (2, ["--parallel.context=2"]),
@@ -45,19 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, digits_task: Path) -> Path:
     size = PolicySize(hidden=64, layers=6, heads=2, feed_forward=96, vision_hidden=64, vision_heads=2)
     policy = randomised_checkpoint(make_policy(root / "untrained", seed=0, size=size), root / "policy", seed=5)
     recorded = record_rollouts(policy, digits_task, root / "rollouts", steps=2, prompts=6, group=4)
-    config = root / "config.yaml"
-    settings = {
-        "run": {"steps": 2, "save_every": 0},
-        "model": {"path": str(policy)},
-        "data": {"train": str(digits_task / "train.jsonl")},
-        "rollout": {"replay": str(recorded), "prompts_per_step": 6},
-        "sampling": {"group_size": 4, "temperature": 0.9},
-        "objective": {"name": "apo", "stcr": {"base": 1.05}, "kl": {"coefficient": 0.05}},
-        "optimizer": {"schedule": "constant"},
-        "training": {"updates_per_rollout": 2, "tokens_per_microbatch": 300},
-        "logging": {"progress": False, "tensorboard": False},
-    }
-    config.write_text(yaml.safe_dump(settings))
+    config = replay_config(root, policy, digits_task, recorded, steps=2)
     cases = []
     kinds = {"still": (LAYOUTS, [STILL, "--run.steps=1"]), "moving": (MOVED, [MOVING])}
     for kind, (layouts, settings_of_kind) in kinds.items():
@@ -87,13 +75,8 @@ def test_metrics_equal_one_process(runs: Path, layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradients_of_each_update_equal_one_process(runs: Path, layout: str) -> None:
     for update in (1, 2):
-        reference = load_file(runs / "still" / "one" / f"gradients_{update}.safetensors")
-        found = load_file(runs / "still" / layout / f"gradients_{update}.safetensors")
-        assert found.keys() == reference.keys()
-        total = torch.stack([tensor.double().square().sum() for tensor in reference.values()]).sum().sqrt()
-        for name, tensor in reference.items():
-            allowed = 1e-5 * max(tensor.norm(), 1e-3 * total)
-            assert (found[name] - tensor).norm() <= allowed, f"update {update}: {name}"
+        name = f"gradients_{update}.safetensors"
+        assert_same_gradients(runs / "still" / layout / name, runs / "still" / "one" / name)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-import yaml
 from safetensors.torch import load_file
 
 from megatron_apo.rollout.record_files import read_step
 from tests.distributed.launcher import Case, run_cases
-from tests.distributed.layouts import randomised_checkpoint, record_rollouts
+from tests.distributed.layouts import randomised_checkpoint, record_rollouts, replay_config
+from tests.gradients import assert_same_gradients
 
 LAYOUTS = {
     "tp2": (2, ["--parallel.tensor=2"]),
@@ -34,19 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, digits_tas
     root = tmp_path_factory.mktemp("layouts")
     policy = randomised_checkpoint(tiny_policy, root / "policy", seed=3)
     recorded = record_rollouts(policy, digits_task, root / "rollouts", steps=5, prompts=6, group=4)
-    config = root / "config.yaml"
-    settings = {
-        "run": {"steps": 5, "save_every": 0},
-        "model": {"path": str(policy)},
-        "data": {"train": str(digits_task / "train.jsonl")},
-        "rollout": {"replay": str(recorded), "prompts_per_step": 6},
-        "sampling": {"group_size": 4, "temperature": 0.9},
-        "objective": {"name": "apo", "stcr": {"base": 1.05}, "kl": {"coefficient": 0.05}},
-        "optimizer": {"schedule": "constant"},
-        "training": {"updates_per_rollout": 2, "tokens_per_microbatch": 300},
-        "logging": {"progress": False, "tensorboard": False},
-    }
-    config.write_text(yaml.safe_dump(settings))
+    config = replay_config(root, policy, digits_task, recorded, steps=5)
     arguments = {"config": str(config)}
     cases = []
     for name, (world, layout) in {"one": (1, []), **LAYOUTS}.items():
@@ -89,13 +76,8 @@ def test_every_rank_names_the_token_that_engine_and_trainer_differ_most_about(ru
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradients_of_each_update_equal_one_process(runs: Path, layout: str) -> None:
     for update in range(1, 11):
-        reference = load_file(runs / "still" / "one" / f"gradients_{update}.safetensors")
-        found = load_file(runs / "still" / layout / f"gradients_{update}.safetensors")
-        assert found.keys() == reference.keys()
-        total = torch.stack([tensor.double().square().sum() for tensor in reference.values()]).sum().sqrt()
-        for name, tensor in reference.items():
-            allowed = 1e-5 * max(tensor.norm(), 1e-3 * total)
-            assert (found[name] - tensor).norm() <= allowed, f"update {update}: {name}"
+        name = f"gradients_{update}.safetensors"
+        assert_same_gradients(runs / "still" / layout / name, runs / "still" / "one" / name)
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "dp2_sharded"])

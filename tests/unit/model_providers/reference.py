@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -113,9 +114,8 @@ class Packed:
     def sequences(self) -> list[list[int]]:
         return [p + r for p, r in zip(self.prompts, self.responses, strict=True)]
 
-    def grids(self, index: int, *, videos: bool | None = None) -> list[Grid]:
-        """Grids of a sequence's images, of its videos, or (None) of both in the prompt's order."""
-        return [GRIDS[name] for name in self.images[index] if videos in (None, name in SECONDS)]
+    def grids(self, index: int) -> list[Grid]:
+        return [GRIDS[name] for name in self.images[index]]
 
 
 def pack(patch_values: int, *, seed: int = 3) -> Packed:
@@ -186,23 +186,33 @@ def _norm_in_own_precision(self: Any, hidden: torch.Tensor) -> torch.Tensor:
     return self.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
 
 
+Shown = tuple[torch.Tensor, Grid, float]  # patches, their grid, and the seconds between a video's temporal patches
+
+
+def transformers_logits_of(model: Any, sequence: Sequence[int], shown: Sequence[Shown]) -> torch.Tensor:
+    """Logits [tokens, V] of one sequence and its images and videos; transformers finds the positions by itself."""
+    ids = torch.tensor([sequence])
+    given: dict[str, Any] = {}
+    for videos, pixels, grids in (
+        (False, "pixel_values", "image_grid_thw"),
+        (True, "pixel_values_videos", "video_grid_thw"),
+    ):
+        chosen = [each for each in shown if bool(each[2]) == videos]
+        if chosen:
+            given[pixels] = torch.cat([patches for patches, _, _ in chosen]).to(next(model.parameters()).dtype)
+            given[grids] = torch.tensor([grid for _, grid, _ in chosen])
+            if videos and model.config.model_type == "qwen2_5_vl":
+                given["second_per_grid_ts"] = torch.tensor([seconds for _, _, seconds in chosen])
+    kinds = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+    logits: torch.Tensor = model(input_ids=ids, mm_token_type_ids=kinds, **given).logits[0]
+    return logits
+
+
 def transformers_logits(model: Any, packed: Packed) -> list[torch.Tensor]:
     """Logits [tokens, V] of each sequence on its own."""
-    dtype = next(model.parameters()).dtype
-    found = []
-    for index, sequence in enumerate(packed.sequences):
-        ids = torch.tensor([sequence])
-        images: dict[str, torch.Tensor] = {}
-        for videos, pixels, grids in (
-            (False, "pixel_values", "image_grid_thw"),
-            (True, "pixel_values_videos", "video_grid_thw"),
-        ):
-            names = [name for name in packed.images[index] if (name in SECONDS) == videos]
-            if names:
-                images[pixels] = torch.cat([packed.pixels[name] for name in names]).to(dtype)
-                images[grids] = torch.tensor(packed.grids(index, videos=videos))
-                if videos and model.config.model_type == "qwen2_5_vl":
-                    images["second_per_grid_ts"] = torch.tensor([SECONDS[name] for name in names])
-        kinds = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
-        found.append(model(input_ids=ids, mm_token_type_ids=kinds, **images).logits[0])
-    return found
+    return [
+        transformers_logits_of(
+            model, sequence, [(packed.pixels[name], GRIDS[name], SECONDS.get(name, 0.0)) for name in images]
+        )
+        for sequence, images in zip(packed.sequences, packed.images, strict=True)
+    ]

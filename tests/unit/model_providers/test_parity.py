@@ -11,6 +11,7 @@ import torch
 from megatron_apo.parallel.groups import Groups
 from model_providers.qwen_vl.loading import global_parameters, model_rows
 from model_providers.qwen_vl.weight_map import hf_names, published_name, to_hf
+from tests.gradients import BOUND, largest_error
 from tests.unit.model_providers.reference import (
     VOCAB,
     build_model,
@@ -49,17 +50,6 @@ def references(checkpoint: Path) -> dict[torch.dtype, tuple[torch.Tensor, Gradie
     return {dtype: from_transformers(checkpoint, dtype) for dtype in (torch.float32, torch.float64)}
 
 
-def largest_error(gradients: Gradients, reference: Gradients) -> tuple[float, str]:
-    """max over tensors of |g - g'| / max(|g'|, 1e-3 of the global norm), and the tensor."""
-    total = torch.stack([grad.double().norm() for grad in reference.values()]).norm()
-    errors = {
-        name: float((gradients[name].double() - grad.double()).norm() / max(grad.double().norm(), 1e-3 * total))
-        for name, grad in reference.items()
-    }
-    worst = max(errors, key=lambda name: errors[name])
-    return errors[worst], worst
-
-
 @pytest.mark.parametrize(
     "settings",
     [{"recompute": "none"}, {"recompute": "selective"}, {"recompute": "full"}, {"vision_ffn_multiple": 80}],
@@ -95,7 +85,7 @@ def test_logits_and_gradients_equal_transformers(
     )
     assert set(gradients) == set(reference) == set(hf_names(model.shape))
     assert difference < 1e-4
-    assert error <= 1e-5, worst
+    assert error <= BOUND, worst
 
 
 def test_padding_of_the_vision_ffn_stays_zero(checkpoint: Path, one_process: Groups) -> None:
