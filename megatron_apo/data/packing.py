@@ -213,7 +213,7 @@ def _place_images(
     Only the prompts are searched for placeholders: a response that sampled one is text like any other.
     """
     unique: list[PromptImage] = []
-    rows_of: dict[tuple[str, tuple[int, int, int]], np.ndarray] = {}
+    rows_of: dict[tuple[str, tuple[int, int, int], float], np.ndarray] = {}
     next_row = 0
     positions: list[np.ndarray] = []
     features: list[np.ndarray] = []
@@ -221,7 +221,8 @@ def _place_images(
         found = np.flatnonzero(np.isin(np.array(sample.prompt_ids, dtype=np.int64), vision_token_ids))
         expected = 0
         for image in sample.images:
-            key = (image.sha256, image.grid_thw)
+            # At another rate, other frames of the same file are shown.
+            key = (image.sha256, image.grid_thw, image.seconds_per_grid)
             if key not in rows_of:
                 merged = int(np.prod(image.grid_thw)) // spatial_merge_size**2
                 rows_of[key] = np.arange(next_row, next_row + merged, dtype=np.int64)

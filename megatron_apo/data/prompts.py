@@ -99,9 +99,14 @@ class PromptBuilder:
     def pixel_values(self, image: PromptImage) -> torch.Tensor:
         """Normalised patches float32 [L, C] of one image, as the processor cuts them; shared, so treat as read-only.
 
-        ValueError when the file changed, or when its grid is not the recorded one (then the rollout was made with
-        other pixel limits).
+        ValueError when the file changed, when its grid is not the recorded one (then the rollout was made with other
+        pixel limits), and for a video.
         """
+        if image.seconds_per_grid:
+            raise ValueError(
+                f"{image.path} is a video (seconds_per_grid={image.seconds_per_grid:g}): data rows are images; give the "
+                "trainer a pixel_values of your own that decodes it"
+            )
         key = (image.sha256, image.grid_thw)
         if key in self._pixels:
             self._pixels.move_to_end(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,6 +57,8 @@ def test_a_video_is_placed_like_an_image() -> None:
     assert batch.pixel_values_LC is not None
     assert batch.image_positions_K.tolist() == [1, 2, 4]
     assert batch.image_features_K.tolist() == [0, 1, 2]
+    faster = [samples[0], replace(samples[0], images=(replace(clip, seconds_per_grid=0.25), DOG))]
+    assert build(faster, [0, 1], with_pixels=False).image_grids == ((2, 2, 2), (1, 2, 2), (2, 2, 2))
     assert batch.pixel_values_LC[:, 0].tolist() == [3.0] * 8 + [2.0] * 4
 
 

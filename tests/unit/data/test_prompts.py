@@ -169,6 +169,12 @@ def test_pixels_of_a_changed_file_or_other_limits_are_refused(processor_director
         smaller.pixel_values(prompt.images[0])
 
 
+def test_a_video_is_not_decoded(processor_directory: Path) -> None:
+    clip = PromptImage("clip.mp4", "00", (2, 4, 4), seconds_per_grid=0.5)
+    with pytest.raises(ValueError, match=r"clip.mp4 is a video \(seconds_per_grid=0.5\)"):
+        PromptBuilder(processor_directory, DataConfig()).pixel_values(clip)
+
+
 def test_a_directory_without_processor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such directory"):
         PromptBuilder(tmp_path / "absent", DataConfig())
