@@ -104,7 +104,7 @@ class PromptBuilder:
         """
         if image.seconds_per_grid:
             raise ValueError(
-                f"{image.path} is a video (seconds_per_grid={image.seconds_per_grid:g}): data rows are images; give the "
+                f"{image.path} is a video (seconds_per_grid={image.seconds_per_grid:g}): rows are images; give the "
                 "trainer a pixel_values of your own that decodes it"
             )
         key = (image.sha256, image.grid_thw)

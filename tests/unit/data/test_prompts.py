@@ -14,6 +14,7 @@ from megatron_apo.config import DataConfig
 from megatron_apo.data.prompts import PromptBuilder, PromptStream
 from megatron_apo.data.rows import Row, read_rows
 from megatron_apo.platform.torchvision_cpu import register_missing_operators
+from megatron_apo.records import PromptImage
 
 SPECIAL = [
     "<|endoftext|>",
