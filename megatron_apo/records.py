@@ -21,15 +21,17 @@ Outcome = Literal["correct", "wrong", "no_answer", "grader_error"]
 
 @dataclass(frozen=True)
 class PromptImage:
-    """One image of a prompt, by reference: pixels never travel, whoever needs them decodes ``path``.
+    """One image or video of a prompt, by reference: pixels never travel, whoever needs them decodes ``path``.
 
     ``sha256`` is of the file's bytes, hexadecimal; ``grid_thw`` counts vision patches (time, height, width) before
-    the spatial merge.
+    the spatial merge. ``seconds_per_grid``: of a video, the seconds from one temporal patch to the next (its
+    ``second_per_grid_ts``); 0 for a still image.
     """
 
     path: str
     sha256: str
     grid_thw: tuple[int, int, int]
+    seconds_per_grid: float = 0.0
 
 
 @dataclass(frozen=True)

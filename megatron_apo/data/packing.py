@@ -99,7 +99,7 @@ def build_microbatch(
     *,
     position_ids: Callable[[TrainingSample], torch.Tensor],
     pixel_values: Callable[[PromptImage], torch.Tensor],
-    image_token_id: int,
+    vision_token_ids: Sequence[int],
     spatial_merge_size: int,
     with_pixels: bool = True,
     device: torch.device | str = "cpu",
@@ -109,10 +109,10 @@ def build_microbatch(
     """Packs ``samples[i]`` for i in ``indices`` one after the other.
 
     ``position_ids(sample)`` gives int64 [3, length]; ``pixel_values(image)`` gives float32 [L, C], asked once for each
-    different image and only ``with_pixels``. Each sequence is padded at its end, where none of its tokens look, to a
-    multiple of ``sequence_multiple`` tokens. The tail is padded until T is a multiple of ``align`` too: an extra
-    sequence at the end of ``cu_seqlens``, without a sample index or weight. Without indices the result is such padding
-    alone.
+    different image or video and only ``with_pixels``; ``vision_token_ids`` are their placeholders. Each sequence is
+    padded at its end, where none of its tokens look, to a multiple of ``sequence_multiple`` tokens. The tail is padded
+    until T is a multiple of ``align`` too: an extra sequence at the end of ``cu_seqlens``, without a sample index or
+    weight. Without indices the result is such padding alone.
     ``image_positions_K`` and ``image_features_K`` are None when there is no image.
     Raises ValueError for a prompt whose image tokens do not match its images.
     """
@@ -162,7 +162,7 @@ def build_microbatch(
     position_ids_3T = torch.cat([p.to(torch.int64) for p in positions], dim=1)
     assert position_ids_3T.shape == (3, tokens), (position_ids_3T.shape, tokens)
 
-    image_positions, image_features, unique = _place_images(chosen, starts, image_token_id, spatial_merge_size)
+    image_positions, image_features, unique = _place_images(chosen, starts, vision_token_ids, spatial_merge_size)
     pixels = torch.cat([pixel_values(image) for image in unique]) if unique and with_pixels else None
     return Microbatch(
         input_ids_T=torch.from_numpy(ids).to(device),
@@ -206,11 +206,11 @@ def _rollout_logprobs(
 
 
 def _place_images(
-    chosen: Sequence[TrainingSample], starts: np.ndarray, image_token_id: int, spatial_merge_size: int
+    chosen: Sequence[TrainingSample], starts: np.ndarray, vision_token_ids: Sequence[int], spatial_merge_size: int
 ) -> tuple[np.ndarray, np.ndarray, list[PromptImage]]:
     """(positions [K], feature rows [K], the different images in the order of their features).
 
-    Only the prompts are searched for the image token: a response that sampled it is text like any other.
+    Only the prompts are searched for placeholders: a response that sampled one is text like any other.
     """
     unique: list[PromptImage] = []
     rows_of: dict[tuple[str, tuple[int, int, int]], np.ndarray] = {}
@@ -218,7 +218,7 @@ def _place_images(
     positions: list[np.ndarray] = []
     features: list[np.ndarray] = []
     for sample, start in zip(chosen, starts, strict=False):
-        found = np.flatnonzero(np.array(sample.prompt_ids, dtype=np.int64) == image_token_id)
+        found = np.flatnonzero(np.isin(np.array(sample.prompt_ids, dtype=np.int64), vision_token_ids))
         expected = 0
         for image in sample.images:
             key = (image.sha256, image.grid_thw)

@@ -38,7 +38,10 @@ def encode(work: ReplicaWork) -> bytes:
         "logprobs": _joined([sample.rollout_logprobs for sample in samples], np.float64),
         "scalars": torch.tensor([[getattr(s, name) for name in _SCALARS] for s in samples], dtype=torch.float64),
     }
-    images = [[[image.path, image.sha256, list(image.grid_thw)] for image in sample.images] for sample in samples]
+    images = [
+        [[image.path, image.sha256, list(image.grid_thw), image.seconds_per_grid] for image in sample.images]
+        for sample in samples
+    ]
     prompts = [sample.prompt_id for sample in samples]
     header = {"updates": work.updates, "scalars": work.scalars, "images": images, "prompts": prompts}
     return save(tensors, metadata={"work": json.dumps(header)})
@@ -62,7 +65,7 @@ def decode(payload: bytes) -> ReplicaWork:
             TrainingSample(
                 prompt_ids=tuple(ids[token : token + prompt]),
                 response_ids=tuple(ids[token + prompt : token + prompt + response]),
-                images=tuple(PromptImage(path, sha, tuple(grid)) for path, sha, grid in header["images"][row]),
+                images=tuple(PromptImage(path, sha, tuple(grid), s) for path, sha, grid, s in header["images"][row]),
                 rollout_logprobs=tuple(logprobs[value : value + known]),
                 prompt_id=header["prompts"][row],
                 **dict(zip(_SCALARS, scalars[row], strict=True)),

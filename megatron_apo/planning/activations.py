@@ -1,7 +1,7 @@
 """Bytes that one microbatch leaves for the backward pass, by recompute setting, under the local layer spec.
 
-docs/planning.md compares them with what saved-tensor hooks see. Every term names what saves it. With sequence
-parallelism, what lies between the parallel regions is cut over the tensor ranks.
+tests/unit/planning/test_activations.py compares them with what saved-tensor hooks see. Every term names what saves it.
+With sequence parallelism, what lies between the parallel regions is cut over the tensor ranks.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def _layer(layer: _Layer, tokens: float, cells: float, recompute: str) -> float:
     if recompute == "full":
         return between * layer.width * layer.e  # the layer's input
     normed = between * layer.width * layer.e  # what the first matrix after a norm reads
-    mlp = tokens * layer.ffn * layer.e * (4 if layer.gated else 3)  # product, its activation, what the last one reads
+    # The first product (twice as wide when gated) and its activation; Megatron's copy of the linear half (its offset of
+    # zero makes one) and what the last matrix reads.
+    mlp = tokens * layer.ffn * layer.e * (5 if layer.gated else 3)
     norms = 2 * (_norm(between, layer.width, layer.e, layer.rms_norm) + normed)
     return norms + _attention(layer, tokens, cells or tokens, recompute) + mlp
 
@@ -116,8 +118,10 @@ def recomputed(
     return whole if recompute == "full" else _attention(layer, budget.tokens, budget.cells or budget.tokens, "none")
 
 
-def vision_tower(model: ModelSize, budget: Budget, *, tensor: int = 1, recompute: str = "none") -> float:
-    """Bytes of the tower and its merger; it is not cut along the patches."""
+def vision_tower(
+    model: ModelSize, budget: Budget, *, tensor: int = 1, sequence: bool = False, recompute: str = "none"
+) -> float:
+    """Bytes of the tower and its merger; context ranks do not share the patches of an image."""
     e, width, patches = BYTES[budget.dtype], model.v_hidden, budget.patches
     layer = _Layer(
         width=width,
@@ -127,12 +131,14 @@ def vision_tower(model: ModelSize, budget: Budget, *, tensor: int = 1, recompute
         ffn=model.v_ffn / tensor,
         gated=model.v_gated,
         e=e,
+        split=tensor if sequence else 1,
         rms_norm=model.v_gated,
     )
     windows = (model.v_layers - model.v_full) * _layer(layer, patches, budget.window_cells, recompute)
     frames = model.v_full * _layer(layer, patches, budget.frame_cells, recompute)
     entry = patches * model.v_patch_values * e
-    merger = _norm(patches, width, e, model.v_gated) + patches * (width + 2 * width / tensor) * e
+    between = patches / layer.split
+    merger = _norm(between, width, e, model.v_gated) + (between + 2 * patches / tensor) * width * e
     return entry + windows + frames + merger
 
 

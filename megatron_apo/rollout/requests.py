@@ -10,7 +10,7 @@ from megatron_apo.rollout.engine import EngineSettings, SamplingSettings
 
 
 def check_request(prompts: Sequence[Prompt], sampling: SamplingSettings, settings: EngineSettings) -> None:
-    """ValueError for sampling that makes no sense, and for a prompt that leaves no room for its response."""
+    """ValueError for sampling that makes no sense, for a prompt without room for its response, for a video."""
     if sampling.group_size < 1 or sampling.max_tokens < 1:
         raise ValueError(
             f"sampling.group_size={sampling.group_size}, sampling.max_tokens={sampling.max_tokens}: both must be at "
@@ -33,6 +33,13 @@ def check_request(prompts: Sequence[Prompt], sampling: SamplingSettings, setting
                 f"exceed the engine's max_model_len={settings.max_model_len}; lower sampling.max_tokens or "
                 "data.max_prompt_tokens, or build the engine for longer sequences"
             )
+        for image in prompt.images:
+            if image.seconds_per_grid:
+                raise ValueError(
+                    f"prompt {prompt.id!r}: {image.path} is a video (seconds_per_grid={image.seconds_per_grid:g}); the "
+                    "engines are given images only: leave the prompt out, or train on recorded responses "
+                    "(rollout.replay)"
+                )
 
 
 def check_prompt_ids(prompt: Prompt, engine_ids: Sequence[int]) -> None:

@@ -37,20 +37,23 @@ def pack_microbatch(
     merge = shape.vision.spatial_merge_size
 
     def position_ids(sample: TrainingSample) -> torch.Tensor:
-        return mrope_position_ids(
-            sample.prompt_ids,
-            len(sample.response_ids),
-            [image.grid_thw for image in sample.images],
-            image_token_id=shape.image_token_id,
-            spatial_merge_size=merge,
-        )
+        try:
+            return mrope_position_ids(
+                sample.prompt_ids,
+                len(sample.response_ids),
+                [image.grid_thw for image in sample.images],
+                shape.vision_tokens,
+                [image.seconds_per_grid for image in sample.images],
+            )
+        except ValueError as error:
+            raise ValueError(f"prompt {sample.prompt_id!r}: {error}") from error
 
     whole = build_microbatch(
         samples,
         indices,
         position_ids=position_ids,
         pixel_values=pixel_values,
-        image_token_id=shape.image_token_id,
+        vision_token_ids=(shape.image_token_id, shape.video_token_id),
         spatial_merge_size=merge,
         with_pixels=groups.first_stage,
         device=groups.device,

@@ -1,8 +1,9 @@
-"""Multimodal rotary positions (time, height, width) of a prompt with images, continued as text by its response.
+"""Multimodal rotary positions (time, height, width) of a prompt with images and videos, continued as text.
 
-Qwen2.5-VL (arXiv:2502.13923, section 2.1.2): a text token advances all three positions by one; an image's merged
-patches share the time position, and spread over height and width from where the text stopped; the text goes on after
-the largest position the image used.
+Qwen2.5-VL (arXiv:2502.13923, section 2.1.2): a text token advances all three positions by one; the merged patches of an
+image share the time position, and spread over height and width from where the text stopped; those of a video spread
+over time too, by seconds (in Qwen2-VL, arXiv:2409.12191, by temporal patches). The text goes on after the largest
+position the image or video used, as it did in the models' training.
 
 Shape suffix: L tokens of one sequence.
 """
@@ -12,40 +13,68 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
 import torch
 
+from model_providers.qwen_vl.shape import VisionTokens
 
-def _image_positions(grid: tuple[int, int, int], start: int, merge: int) -> torch.Tensor:
+Grid = tuple[int, int, int]
+
+
+def _check(grid: Grid, seconds: float, number: int, tokens: VisionTokens) -> None:
+    merge = tokens.spatial_merge_size
+    if min(grid) < 1 or grid[1] % merge or grid[2] % merge:
+        raise ValueError(
+            f"image {number}: grid {grid} of patches (time, height, width) must be positive, and height and width "
+            f"multiples of {merge}, the spatial merge"
+        )
+    if not 0.0 <= seconds < float("inf"):
+        raise ValueError(f"image {number}: seconds_per_grid={seconds} must be above 0 for a video, 0 for a still image")
+    if grid[0] > 1 and not seconds:
+        raise ValueError(
+            f"image {number}: grid {grid} has {grid[0]} temporal patches but seconds_per_grid is 0; give the seconds "
+            "from one to the next (second_per_grid_ts), without which a video has no time"
+        )
+
+
+def _vision_positions(grid: Grid, seconds: float, start: int, tokens: VisionTokens) -> torch.Tensor:
+    merge = tokens.spatial_merge_size
     time, height, width = grid[0], grid[1] // merge, grid[2] // merge
-    axes = torch.meshgrid(torch.arange(time), torch.arange(height), torch.arange(width), indexing="ij")
+    # Seconds come as float32 from the processors; the product is in double precision and cut, as vLLM does it.
+    step = float(np.float32(seconds)) * tokens.tokens_per_second if seconds and tokens.tokens_per_second else 1.0
+    moments = (torch.arange(time, dtype=torch.float64) * step).long()
+    axes = torch.meshgrid(moments, torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack(axes).reshape(3, -1) + start
 
 
 @lru_cache(maxsize=4096)
 def _prompt_positions(
-    prompt_ids: tuple[int, ...], grids: tuple[tuple[int, int, int], ...], image_token_id: int, merge: int
+    prompt_ids: tuple[int, ...], grids: tuple[Grid, ...], seconds: tuple[float, ...], tokens: VisionTokens
 ) -> tuple[torch.Tensor, int]:
+    placeholders = (tokens.image_token_id, tokens.video_token_id)
     pieces: list[torch.Tensor] = []
     position = index = image = 0
     while index < len(prompt_ids):
-        if prompt_ids[index] == image_token_id:
+        if prompt_ids[index] in placeholders:
             if image == len(grids):
                 raise ValueError(
                     f"the prompt has more image placeholder runs than its {len(grids)} images; token {index} starts one"
                 )
-            grid = grids[image]
-            block = _image_positions(grid, position, merge)
-            if prompt_ids[index : index + block.shape[1]] != (image_token_id,) * block.shape[1]:
+            grid, placeholder = grids[image], placeholders[bool(seconds[image])]
+            _check(grid, seconds[image], image, tokens)
+            block = _vision_positions(grid, seconds[image], position, tokens)
+            if prompt_ids[index : index + block.shape[1]] != (placeholder,) * block.shape[1]:
                 raise ValueError(
-                    f"image {image} with grid {grid} needs {block.shape[1]} placeholder tokens from token {index} on"
+                    f"{'video' if seconds[image] else 'image'} {image} with grid {grid} needs {block.shape[1]} "
+                    f"placeholder tokens from token {index} on (id {placeholder})"
                 )
             pieces.append(block)
-            position += max(grid[1], grid[2]) // merge
+            position = int(block.max()) + 1
             index += block.shape[1]
             image += 1
         else:
             end = index
-            while end < len(prompt_ids) and prompt_ids[end] != image_token_id:
+            while end < len(prompt_ids) and prompt_ids[end] not in placeholders:
                 end += 1
             pieces.append((torch.arange(end - index) + position).expand(3, -1))
             position += end - index
@@ -59,17 +88,21 @@ def _prompt_positions(
 def mrope_position_ids(
     prompt_ids: Sequence[int],
     response_length: int,
-    image_grids: Sequence[tuple[int, int, int]],
-    *,
-    image_token_id: int,
-    spatial_merge_size: int,
+    grids: Sequence[Grid],
+    tokens: VisionTokens,
+    seconds_per_grid: Sequence[float] | None = None,
 ) -> torch.Tensor:
     """Position ids, int64 [3, L], of ``prompt_ids`` followed by ``response_length`` response tokens.
 
-    Only the prompt is searched for placeholders: a sampled image token is text. ``image_grids`` count patches (time,
-    height, width) before the spatial merge. Raises ValueError when placeholders and images do not match.
+    Only the prompt is searched for placeholders: a sampled image token is text. ``grids`` count patches (time,
+    height, width) before the spatial merge, of images and videos in the prompt's order; ``seconds_per_grid`` are the
+    seconds between a video's temporal patches, 0 for a still image (default: no videos). Raises ValueError when
+    placeholders and grids do not match, or a video has no seconds.
     """
-    grids = tuple((int(t), int(h), int(w)) for t, h, w in image_grids)
-    prompt, following = _prompt_positions(tuple(prompt_ids), grids, image_token_id, spatial_merge_size)
+    given = tuple((int(t), int(h), int(w)) for t, h, w in grids)
+    seconds = (0.0,) * len(given) if seconds_per_grid is None else tuple(map(float, seconds_per_grid))
+    if len(seconds) != len(given):
+        raise ValueError(f"{len(given)} grids but {len(seconds)} seconds_per_grid; give one for each, 0 for an image")
+    prompt, following = _prompt_positions(tuple(prompt_ids), given, seconds, tokens)
     response = (torch.arange(response_length) + following).expand(3, -1)
     return torch.cat((prompt, response), dim=1)

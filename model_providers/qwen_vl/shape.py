@@ -14,6 +14,20 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class VisionTokens:
+    """What a model's config says of images and videos in a sequence.
+
+    ``tokens_per_second``: time positions of a video in a second; 0: a temporal patch advances them by one, whatever
+    its seconds.
+    """
+
+    image_token_id: int
+    video_token_id: int
+    spatial_merge_size: int
+    tokens_per_second: int
+
+
+@dataclass(frozen=True)
 class VisionShape:
     """The vision tower; lengths in pixels for ``patch_size`` and ``window_size``.
 
@@ -63,6 +77,13 @@ class QwenVLShape:
     vision_start_token_id: int
     vision: VisionShape
     model_type: str = "qwen2_5_vl"
+
+    @property
+    def vision_tokens(self) -> VisionTokens:
+        """What the positions of a sequence depend on."""
+        return VisionTokens(
+            self.image_token_id, self.video_token_id, self.vision.spatial_merge_size, self.vision.tokens_per_second
+        )
 
 
 def _config_json(directory: Path) -> dict[str, object]:

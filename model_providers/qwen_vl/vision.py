@@ -100,7 +100,7 @@ class PatchMerger(MegatronModule):
         )
 
     def forward(self, hidden_LH: torch.Tensor) -> torch.Tensor:
-        merged = self.norm(hidden_LH).reshape(-1, 1, self.width)
+        merged = self.norm(hidden_LH).reshape(-1, 1, self.width)  # under sequence parallelism this rank's part
         inner, _ = self.linear_fc1(merged)
         out, _ = self.linear_fc2(functional.gelu(inner))
         return out.squeeze(1)
@@ -114,6 +114,7 @@ class VisionModel(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         self.shape = shape
+        self.tensor_group = pg_collection.tp
         self.patch_embed = torch.nn.Linear(shape.patch_values, shape.hidden, bias=False, dtype=config.params_dtype)
         one_layer = layer_spec(spec, AttnMaskType.no_mask, shape.norm)
         self.layers = torch.nn.ModuleList(
@@ -138,13 +139,34 @@ class VisionModel(MegatronModule):
         patch_order = (order[:, None] * unit + torch.arange(unit, device=device)).reshape(-1)
         hidden = self.patch_embed(patches_LC.to(self.patch_embed.weight.dtype))[patch_order].unsqueeze(1)
         rotary = self._rotary_frequencies(plan, device)[patch_order]
-        windows = packed_layout(_boundaries(plan.window_lengths).to(device), int(plan.window_lengths.max()))
-        frames = packed_layout(_boundaries(plan.frame_lengths).to(device), int(plan.frame_lengths.max()))
+        lengths = [plan.window_lengths, plan.frame_lengths]
+        if self.config.sequence_parallel:
+            hidden, rotary, lengths = self._split(hidden, rotary, lengths)
+        windows, frames = (packed_layout(_boundaries(each).to(device), int(each.max())) for each in lengths)
         for number, layer in enumerate(self.layers):
             layout = frames if number in self.shape.full_attention_layers else windows
             hidden = self._layer_forward(layer, hidden, rotary, layout)
         merged = self.merger(hidden.squeeze(1))
+        if self.config.sequence_parallel:
+            # Every rank reads all features and gets the same gradient of all of them: split it, no sum.
+            merged = tensor_parallel.gather_from_sequence_parallel_region(
+                merged, tensor_parallel_output_grad=False, group=self.tensor_group
+            )[: len(order)]
         return torch.empty_like(merged).index_copy(0, order, merged)
+
+    def _split(
+        self, hidden: torch.Tensor, rotary: torch.Tensor, lengths: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """This tensor rank's patches [L / tensor, 1, H], and rotary angles and lengths of all of them.
+
+        Padded with empty patches, a sequence of their own, until each rank holds equally many merged ones.
+        """
+        missing = -hidden.shape[0] % (self.tensor_group.size() * self.shape.spatial_merge_size**2)
+        if missing:
+            hidden = functional.pad(hidden, (0, 0, 0, 0, 0, missing))
+            rotary = functional.pad(rotary, (0, 0, 0, 0, 0, 0, 0, missing))
+            lengths = [functional.pad(each, (0, 1), value=missing) for each in lengths]
+        return tensor_parallel.scatter_to_sequence_parallel_region(hidden, group=self.tensor_group), rotary, lengths
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None

@@ -13,9 +13,9 @@ from tests.distributed.launcher import Case, run_cases
 from tests.unit.model_providers.reference import make_checkpoint
 
 UPDATE, RESUME = "tests.distributed.supervised:update", "tests.distributed.supervised:resume"
-ALL = [[[0, 1, 2], [3, 4, 5]]]
-APART = [[[0, 1], [2], [3, 4], [5]]]  # the second and the last microbatch have no image
-TWO_RANKS = [[[0, 1], [3, 4]], [[2], [5]]]  # the second data rank has none
+ALL = [[[0, 1, 2], [3, 4, 5], [6, 7]]]  # 6 has a video, 7 two and an image
+APART = [[[0, 1, 7], [2], [3, 4], [6], [5]]]  # the second and last without an image, the fourth with a video
+TWO_RANKS = [[[0, 1, 6], [3, 4, 7]], [[2], [5]]]  # the second data rank has none
 TP2, CP2, PP2 = ["--parallel.tensor=2", "--parallel.sequence=true"], ["--parallel.context=2"], ["--parallel.pipeline=2"]
 SHARDED = "--parallel.distributed_optimizer=true"
 FULL, SELECTIVE = "--model.recompute=full", "--model.recompute=selective"

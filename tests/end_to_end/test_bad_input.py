@@ -46,7 +46,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "not_a_model": (["--model.path={root}"], r"model.path=.*: no config.json there"),
     "no_weights": (["--model.path={root}/no_weights"], r"no_weights: no \*.safetensors file there"),
     "truncated": (["--model.path={root}/truncated"], r"truncated/model.safetensors: not a whole safetensors file"),
-    "no_tensor": (["--model.path={root}/no_tensor"], rf"no_tensor: tensor '{LOST}' is missing"),
+    "no_tensor": (["--model.path={root}/no_tensor"], rf"no_tensor: {LOST} is missing"),
     "no_image": (["--data.train={root}/no_image.jsonl"], r"line 3, row '\S+': images=None: must be a list"),
     "no_answer": (["--data.train={root}/no_answer.jsonl"], r"line 3, row '\S+': answer is missing"),
     "bad_gold": (["--data.train={root}/bad_gold.jsonl"], r"line 3, row '\S+': answer='a lot': the grader cannot parse"),

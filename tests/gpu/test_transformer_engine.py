@@ -26,7 +26,7 @@ def run(directory: Path, groups: Any, layer_spec: str, dtype: torch.dtype) -> Re
     settings = BuildSettings(dtype=dtype, layer_spec=layer_spec)
     model = QwenVLModel(read_shape(directory), settings, pg_collection=groups.collection).cuda()
     load_hf_checkpoint(model, directory, tensor_rank=0, tensor_size=1)
-    (ids, positions, layout), images = model_arguments(pack(model.shape.vision.patch_values))
+    (ids, positions, layout), images = model_arguments(pack(model.shape.vision.patch_values), model.shape.vision_tokens)
     placed = {key: value.cuda() if isinstance(value, torch.Tensor) else value for key, value in images.items()}
     boundaries = packed_layout(layout.cu_seqlens_q.cuda(), layout.max_seqlen_q)
     logits = model(ids.cuda(), positions.cuda(), boundaries, **placed)[0, :, :VOCAB].float()

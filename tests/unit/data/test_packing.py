@@ -10,7 +10,7 @@ import torch
 from megatron_apo.data.packing import build_microbatch, plan_microbatches
 from megatron_apo.records import Microbatch, PromptImage, TrainingSample
 
-IMAGE = 99  # the image token
+IMAGE, VIDEO = 99, 98  # their tokens
 CAT = PromptImage("cat.png", "aa", (1, 4, 2))  # 8 patches, 2 image tokens after the 2 x 2 merge
 DOG = PromptImage("dog.png", "bb", (1, 2, 2))  # 4 patches, 1 image token
 PIXELS = {"aa": torch.full((8, 3), 1.0), "bb": torch.full((4, 3), 2.0)}
@@ -24,7 +24,7 @@ def build(samples: list[TrainingSample], indices: list[int], **options: object) 
     settings: dict[str, object] = {
         "position_ids": text_positions,
         "pixel_values": lambda image: PIXELS[image.sha256],
-        "image_token_id": IMAGE,
+        "vision_token_ids": (IMAGE, VIDEO),
         "spatial_merge_size": 2,
     }
     return build_microbatch(samples, indices, **{**settings, **options})  # type: ignore[arg-type]
@@ -44,6 +44,19 @@ SAMPLES = [
     TrainingSample((7,), (12, IMAGE, 13), (), advantage=-1.0, policy_weight=0.3, rollout_logprobs=(-3.0, -4.0, -5.0)),
     TrainingSample((IMAGE, IMAGE, IMAGE, 8), (14,), (DOG, CAT), advantage=2.0, policy_weight=0.4),
 ]
+
+
+def test_a_video_is_placed_like_an_image() -> None:
+    clip = PromptImage("clip.mp4", "cc", (2, 2, 2), seconds_per_grid=0.5)
+    samples = [TrainingSample((5, VIDEO, VIDEO, 6, IMAGE), (10, VIDEO), (clip, DOG)), *SAMPLES]
+    pixels = PIXELS | {"cc": torch.full((8, 3), 3.0)}
+    batch = build(samples, [0, 2], pixel_values=lambda image: pixels[image.sha256])
+    assert batch.image_grids == ((2, 2, 2), (1, 2, 2))
+    assert batch.image_positions_K is not None and batch.image_features_K is not None
+    assert batch.pixel_values_LC is not None
+    assert batch.image_positions_K.tolist() == [1, 2, 4]
+    assert batch.image_features_K.tolist() == [0, 1, 2]
+    assert batch.pixel_values_LC[:, 0].tolist() == [3.0] * 8 + [2.0] * 4
 
 
 def test_labels_masks_and_weights_by_hand() -> None:

@@ -15,7 +15,7 @@ from model_providers.qwen_vl.loading import load_hf_checkpoint
 from model_providers.qwen_vl.megatron_config import BuildSettings
 from model_providers.qwen_vl.model import QwenVLModel
 from model_providers.qwen_vl.mrope import mrope_position_ids
-from model_providers.qwen_vl.shape import read_shape
+from model_providers.qwen_vl.shape import VisionTokens, read_shape
 
 IMAGE, VIDEO, START, END, VOCAB = 290, 291, 292, 293, 301
 Grid = tuple[int, int, int]
@@ -27,7 +27,11 @@ GRIDS: dict[str, Grid] = {
     "smallest": (1, 2, 2),
     "wide": (1, 2, 40),
     "tall": (1, 14, 2),
+    "clip": (3, 4, 10),
+    "film": (2, 8, 2),
 }
+# Seconds from one temporal patch of a video to the next; with two positions a second the clip's are 0, 1 and 3.
+SECONDS: dict[str, float] = {"clip": 0.75, "film": 1.0}
 # (images of the prompt, response tokens); "ragged" is shown by two sequences and encoded once.
 SEQUENCES: tuple[tuple[tuple[str, ...], int], ...] = (
     (("whole",), 5),
@@ -36,6 +40,8 @@ SEQUENCES: tuple[tuple[tuple[str, ...], int], ...] = (
     (("wide",), 1),
     (("ragged",), 4),
     ((), 1),
+    (("clip",), 3),
+    (("film", "ragged", "clip"), 2),
 )
 
 
@@ -102,8 +108,9 @@ class Packed:
     def sequences(self) -> list[list[int]]:
         return [p + r for p, r in zip(self.prompts, self.responses, strict=True)]
 
-    def grids(self, index: int) -> list[Grid]:
-        return [GRIDS[name] for name in self.images[index]]
+    def grids(self, index: int, *, videos: bool | None = None) -> list[Grid]:
+        """Grids of a sequence's images, of its videos, or (None) of both in the prompt's order."""
+        return [GRIDS[name] for name in self.images[index] if videos in (None, name in SECONDS)]
 
 
 def pack(patch_values: int, *, seed: int = 3) -> Packed:
@@ -119,7 +126,7 @@ def pack(patch_values: int, *, seed: int = 3) -> Packed:
         prompt = draw(4)
         for name in images:
             t, h, w = GRIDS[name]
-            prompt += [START, *[IMAGE] * (t * h * w // 4), END, *draw(2)]
+            prompt += [START, *[VIDEO if name in SECONDS else IMAGE] * (t * h * w // 4), END, *draw(2)]
         prompts.append(prompt)
     return Packed(prompts, [draw(count) for _, count in SEQUENCES], [images for images, _ in SEQUENCES], pixels)
 
@@ -131,7 +138,7 @@ def build_model(directory: Path, groups: Groups, **settings: Any) -> QwenVLModel
     return model
 
 
-def model_arguments(packed: Packed) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def model_arguments(packed: Packed, tokens: VisionTokens) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What the provider's forward takes for all sequences at once."""
     distinct = list(dict.fromkeys(name for images in packed.images for name in images))
     first_row, row = {}, 0
@@ -142,7 +149,9 @@ def model_arguments(packed: Packed) -> tuple[tuple[Any, ...], dict[str, Any]]:
         torch.arange(len(packed.pixels[name]) // 4) + first_row[name] for images in packed.images for name in images
     ]
     positions = [
-        mrope_position_ids(prompt, len(response), packed.grids(i), image_token_id=IMAGE, spatial_merge_size=2)
+        mrope_position_ids(
+            prompt, len(response), packed.grids(i), tokens, [SECONDS.get(name, 0.0) for name in packed.images[i]]
+        )
         for i, (prompt, response) in enumerate(zip(packed.prompts, packed.responses, strict=True))
     ]
     lengths = [len(sequence) for sequence in packed.sequences]
@@ -151,7 +160,7 @@ def model_arguments(packed: Packed) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (ids, torch.cat(positions, dim=1)[:, None], packed_layout(boundaries, max(lengths))), {
         "pixel_values_LC": torch.cat([packed.pixels[name] for name in distinct]),
         "image_grids": [GRIDS[name] for name in distinct],
-        "image_positions_K": (ids[0] == IMAGE).nonzero().squeeze(1),
+        "image_positions_K": torch.isin(ids[0], torch.tensor([IMAGE, VIDEO])).nonzero().squeeze(1),
         "image_features_K": torch.cat(features),
     }
 
@@ -179,8 +188,16 @@ def transformers_logits(model: Any, packed: Packed) -> list[torch.Tensor]:
     for index, sequence in enumerate(packed.sequences):
         ids = torch.tensor([sequence])
         images: dict[str, torch.Tensor] = {}
-        if packed.images[index]:
-            pixels = torch.cat([packed.pixels[name] for name in packed.images[index]])
-            images = {"pixel_values": pixels.to(dtype), "image_grid_thw": torch.tensor(packed.grids(index))}
-        found.append(model(input_ids=ids, mm_token_type_ids=(ids == IMAGE).int(), **images).logits[0])
+        for videos, pixels, grids in (
+            (False, "pixel_values", "image_grid_thw"),
+            (True, "pixel_values_videos", "video_grid_thw"),
+        ):
+            names = [name for name in packed.images[index] if (name in SECONDS) == videos]
+            if names:
+                images[pixels] = torch.cat([packed.pixels[name] for name in names]).to(dtype)
+                images[grids] = torch.tensor(packed.grids(index, videos=videos))
+                if videos and model.config.model_type == "qwen2_5_vl":
+                    images["second_per_grid_ts"] = torch.tensor([SECONDS[name] for name in names])
+        kinds = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+        found.append(model(input_ids=ids, mm_token_type_ids=kinds, **images).logits[0])
     return found

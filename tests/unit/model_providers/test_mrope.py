@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModel
 
 from model_providers.qwen_vl.mrope import mrope_position_ids
-from tests.unit.model_providers.reference import END, IMAGE, START, config
+from model_providers.qwen_vl.shape import VisionTokens
+from tests.unit.model_providers.reference import END, IMAGE, START, VIDEO, config
 
 Grid = tuple[int, int, int]
-OPTIONS: dict[str, Any] = {"image_token_id": IMAGE, "spatial_merge_size": 2}
+TOKENS = VisionTokens(IMAGE, VIDEO, 2, tokens_per_second=2)
 
 
 def prompt_of(grids: list[Grid], *, between: int = 2) -> list[int]:
@@ -45,12 +48,12 @@ def test_equals_transformers(reference: Any, grids: list[Grid], between: int) ->
     ids = torch.tensor([prompt + response])
     images = {"image_grid_thw": torch.tensor(grids)} if grids else {}
     expected, _ = reference.get_rope_index(ids, mm_token_type_ids=(ids == IMAGE).int(), **images)
-    assert torch.equal(mrope_position_ids(prompt, len(response), grids, **OPTIONS), expected[:, 0])
+    assert torch.equal(mrope_position_ids(prompt, len(response), grids, TOKENS), expected[:, 0])
 
 
 def test_by_hand() -> None:
     """Two text tokens, an image of 1 x 2 merged patches, one text token, two of the response."""
-    found = mrope_position_ids([5, START, IMAGE, IMAGE, END], 2, [(1, 2, 4)], **OPTIONS)
+    found = mrope_position_ids([5, START, IMAGE, IMAGE, END], 2, [(1, 2, 4)], TOKENS)
     assert found.tolist() == [
         [0, 1, 2, 2, 4, 5, 6],  # time: the image stands still, and the text goes on after its largest position, 3
         [0, 1, 2, 2, 4, 5, 6],  # height: one row
@@ -58,19 +61,85 @@ def test_by_hand() -> None:
     ]
 
 
+Visual = tuple[Grid, float]
+VIDEOS: list[list[Visual]] = [
+    [((3, 4, 10), 0.75)],
+    [((2, 8, 8), 1.0), ((1, 6, 10), 0.0), ((4, 2, 16), 0.5)],
+    [((1, 4, 4), 2.0), ((1, 4, 4), 0.0)],  # one temporal patch is a video all the same
+]
+
+
+def video_prompt(visuals: list[Visual]) -> list[int]:
+    ids = [1, 2]
+    for (t, h, w), seconds in visuals:
+        ids += [START, *[VIDEO if seconds else IMAGE] * (t * h * w // 4), END, 5]
+    return ids
+
+
+@pytest.mark.parametrize("visuals", VIDEOS)
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_vl"])
+def test_videos_equal_transformers(family: str, visuals: list[Visual]) -> None:
+    """Where no video lasts longer than it is wide: its code lets the text go on inside a longer one's time."""
+    model = AutoModel.from_config(config(tied=False, family=family))
+    ids = torch.tensor([video_prompt(visuals) + [7, 8]])
+    images = [grid for grid, seconds in visuals if not seconds]
+    videos = [grid for grid, seconds in visuals if seconds]
+    given: dict[str, Any] = {"video_grid_thw": torch.tensor(videos)}
+    given |= {"image_grid_thw": torch.tensor(images)} if images else {}
+    if family == "qwen2_5_vl":
+        given["second_per_grid_ts"] = torch.tensor([seconds for _, seconds in visuals if seconds])
+    expected, _ = model.get_rope_index(ids, mm_token_type_ids=(ids == IMAGE).int() + 2 * (ids == VIDEO).int(), **given)
+    tokens = VisionTokens(IMAGE, VIDEO, 2, tokens_per_second=2 if family == "qwen2_5_vl" else 0)
+    grids, seconds = zip(*visuals, strict=True)
+    found = mrope_position_ids(video_prompt(visuals), 2, grids, tokens, seconds)
+    assert torch.equal(found, expected[:, 0])
+
+
+def test_a_long_video_by_hand() -> None:
+    """Three temporal patches, 1.3 seconds apart at two positions a second: 0, 2.6 and 5.2, cut to 0, 2 and 5."""
+    found = mrope_position_ids([5, START, VIDEO, VIDEO, VIDEO, END], 1, [(3, 2, 2)], TOKENS, [1.3])
+    assert found.tolist() == [
+        [0, 1, 2, 4, 7, 8, 9],  # the text goes on after the largest position, 7
+        [0, 1, 2, 2, 2, 8, 9],
+        [0, 1, 2, 2, 2, 8, 9],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("grid", "seconds", "placeholder", "message"),
+    [
+        ((2, 2, 2), 0.0, VIDEO, "grid (2, 2, 2) has 2 temporal patches but seconds_per_grid is 0"),
+        ((2, 2, 2), -1.0, VIDEO, "seconds_per_grid=-1.0 must be above 0"),
+        ((2, 2, 2), float("nan"), VIDEO, "seconds_per_grid=nan must be above 0"),
+        ((2, 2, 2), 1.0, IMAGE, f"video 0 with grid (2, 2, 2) needs 2 placeholder tokens from token 0 on (id {VIDEO})"),
+        ((1, 2, 4), 0.0, VIDEO, f"image 0 with grid (1, 2, 4) needs 2 placeholder tokens from token 0 on (id {IMAGE})"),
+        ((1, 3, 4), 0.0, IMAGE, "multiples of 2, the spatial merge"),
+        ((1, 0, 4), 0.0, IMAGE, "must be positive"),
+    ],
+)
+def test_what_is_no_video_or_image_is_named(grid: Grid, seconds: float, placeholder: int, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mrope_position_ids([placeholder] * 2, 1, [grid], TOKENS, [seconds])
+
+
+def test_seconds_and_grids_are_as_many() -> None:
+    with pytest.raises(ValueError, match="1 grids but 0 seconds_per_grid"):
+        mrope_position_ids([IMAGE], 1, [(1, 2, 2)], TOKENS, [])
+
+
 def test_a_response_is_text_whatever_it_holds() -> None:
     """Only its length is asked for; positions go on by one, the same on all three axes."""
     prompt = prompt_of([(1, 4, 4)])
-    found = mrope_position_ids(prompt, 5, [(1, 4, 4)], **OPTIONS)[:, len(prompt) :]
+    found = mrope_position_ids(prompt, 5, [(1, 4, 4)], TOKENS)[:, len(prompt) :]
     assert torch.equal(found, (torch.arange(5) + int(found[0, 0])).expand(3, -1))
 
 
 def test_empty_response_and_cached_answers_are_not_shared() -> None:
     prompt = prompt_of([(1, 4, 4)])
-    first = mrope_position_ids(prompt, 0, [(1, 4, 4)], **OPTIONS)
+    first = mrope_position_ids(prompt, 0, [(1, 4, 4)], TOKENS)
     expected = first.clone()
     first += 100
-    assert torch.equal(mrope_position_ids(prompt, 0, [(1, 4, 4)], **OPTIONS), expected)
+    assert torch.equal(mrope_position_ids(prompt, 0, [(1, 4, 4)], TOKENS), expected)
 
 
 @pytest.mark.parametrize(
@@ -85,9 +154,9 @@ def test_empty_response_and_cached_answers_are_not_shared() -> None:
 )
 def test_mismatches_are_named(ids: list[int], grids: list[Grid], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        mrope_position_ids(ids, 1, grids, **OPTIONS)
+        mrope_position_ids(ids, 1, grids, TOKENS)
 
 
 def test_a_run_cut_short_by_the_end_of_the_prompt() -> None:
     with pytest.raises(ValueError, match="needs 2 placeholder tokens"):
-        mrope_position_ids([1, IMAGE], 3, [(1, 2, 4)], **OPTIONS)
+        mrope_position_ids([1, IMAGE], 3, [(1, 2, 4)], TOKENS)

@@ -73,7 +73,7 @@ def test_logits_and_gradients_equal_transformers(
 ) -> None:
     model = build_model(checkpoint, one_process, **settings).train()
     packed = pack(model.shape.vision.patch_values)
-    arguments, images = model_arguments(packed)
+    arguments, images = model_arguments(packed, model.shape.vision_tokens)
     logits = model(*arguments, **images)[0, :, :VOCAB]
     loss_of(logits).backward()
     gradients: Gradients = {}
@@ -101,7 +101,7 @@ def test_logits_and_gradients_equal_transformers(
 def test_padding_of_the_vision_ffn_stays_zero(checkpoint: Path, one_process: Groups) -> None:
     """Its gradients are exactly zero, so no update, nor weight decay, moves it."""
     model = build_model(checkpoint, one_process, vision_ffn_multiple=80).train()
-    arguments, images = model_arguments(pack(model.shape.vision.patch_values))
+    arguments, images = model_arguments(pack(model.shape.vision.patch_values), model.shape.vision_tokens)
     loss_of(model(*arguments, **images)[0]).backward()
     ffn, padded = model.shape.vision.ffn, -(-model.shape.vision.ffn // 80) * 80
     assert padded > ffn
@@ -120,7 +120,7 @@ def test_padding_of_the_vision_ffn_stays_zero(checkpoint: Path, one_process: Gro
 def test_a_sequence_does_not_see_its_neighbours(checkpoint: Path, one_process: Groups) -> None:
     model = build_model(checkpoint, one_process).eval()
     packed = pack(model.shape.vision.patch_values)
-    arguments, images = model_arguments(packed)
+    arguments, images = model_arguments(packed, model.shape.vision_tokens)
     with torch.no_grad():
         before = model(*arguments, **images)[0]
         second = len(packed.sequences[0])

@@ -10,7 +10,7 @@ from megatron_apo.records import PromptImage, ReplicaWork, TrainingSample
 
 IMAGES = (
     PromptImage("bilder/straße 1.png", "ab" * 32, (1, 4, 6)),
-    PromptImage("b.png", "cd" * 32, (1, 2, 2)),
+    PromptImage("b.mp4", "cd" * 32, (3, 2, 2), seconds_per_grid=2 / 3),
 )
 WORK = ReplicaWork(
     samples=(

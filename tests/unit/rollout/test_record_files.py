@@ -20,7 +20,7 @@ def group(name: str) -> RolloutGroup:
         id=name,
         token_ids=(1, 9, 9, 2),
         collapsed_ids=(1, 9, 2),
-        images=(PromptImage(path="a b.png", sha256="00ff", grid_thw=(1, 2, 4)),),
+        images=(PromptImage(path="a b.png", sha256="00ff", grid_thw=(2, 2, 4), seconds_per_grid=0.1),),
         question="How\u2028many\n?",
         gold="3",
     )

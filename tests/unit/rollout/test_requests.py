@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from megatron_apo.records import Prompt
+from megatron_apo.records import Prompt, PromptImage
 from megatron_apo.rollout.engine import EngineSettings, SamplingSettings
 from megatron_apo.rollout.requests import check_prompt_ids, check_request, prompt_seed
 
@@ -13,6 +15,16 @@ SETTINGS = EngineSettings(model="", dtype="float32", forbidden_token_ids=(), max
 
 def prompt(*token_ids: int) -> Prompt:
     return Prompt(id="p7", token_ids=token_ids, collapsed_ids=token_ids, images=(), question="", gold="")
+
+
+def test_videos_are_for_training_only() -> None:
+    clip = PromptImage("clip.mp4", "00", (2, 2, 2), seconds_per_grid=0.5)
+    with pytest.raises(ValueError, match=r"prompt 'p7': clip.mp4 is a video \(seconds_per_grid=0.5\)"):
+        check_request(
+            [dataclasses.replace(prompt(1), images=(clip,))],
+            SamplingSettings(1, max_tokens=1, temperature=1.0),
+            SETTINGS,
+        )
 
 
 def test_equal_ids_pass_and_the_first_difference_is_named() -> None:

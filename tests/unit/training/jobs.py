@@ -12,7 +12,7 @@ from megatron_apo.records import PromptImage, ReplicaWork, TrainingSample
 from megatron_apo.training.forward_step import head_settings
 from megatron_apo.training.setup import TrainingState, build_training_state
 from megatron_apo.training.update import Trainer, TrainerSettings
-from tests.unit.model_providers.reference import GRIDS, Packed, pack
+from tests.unit.model_providers.reference import GRIDS, SECONDS, Packed, pack
 
 PATCH_VALUES = 3 * 2 * 14 * 14
 
@@ -32,7 +32,7 @@ def samples_of(packed: Packed) -> list[TrainingSample]:
         TrainingSample(
             prompt_ids=tuple(prompt),
             response_ids=tuple(response),
-            images=tuple(PromptImage(name, name, GRIDS[name]) for name in images),
+            images=tuple(PromptImage(name, name, GRIDS[name], SECONDS.get(name, 0.0)) for name in images),
             policy_weight=1.0 / tokens,
         )
         for prompt, response, images in zip(packed.prompts, packed.responses, packed.images, strict=True)
