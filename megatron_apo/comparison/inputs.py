@@ -36,6 +36,8 @@ def read_samples(source: Path, builder: PromptBuilder, *, image_root: str, limit
     found = from_rollouts(source, limit) if source.is_dir() else from_rows(source, builder, image_root, limit)
     forbidden = frozenset(builder.forbidden_token_ids)
     for sample in found:
+        if any(image.seconds_per_grid for image in sample.prompt.images):
+            raise ValueError(f"{source}: sample {sample.id!r} shows a video; only images are compared: leave it out")
         for position, token in enumerate(sample.response_ids):
             if token in forbidden or not 0 <= token < vocab:
                 what = "is a vision token" if token in forbidden else f"lies outside the vocabulary of {vocab}"
