@@ -94,6 +94,14 @@ def make_checkpoint(directory: Path) -> Path:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """Seconds by the clock, and those that all its threads worked, which a busy machine spoils less."""
+
+    wall: float
+    cpu: float
+
+
+@dataclass(frozen=True)
 class Batch:
     """Sequences of token ids, the grids of each one's images, and all images' patches in that order."""
 
@@ -176,16 +184,27 @@ def transformers_run(model: Any, batch: Batch) -> Callable[[], torch.Tensor]:
     return run
 
 
-def seconds(runs: dict[str, Callable[[], torch.Tensor]], repetitions: int) -> dict[str, float]:
-    """Median seconds of each, taken in turns after one round that does not count."""
-    taken: dict[str, list[float]] = {name: [] for name in runs}
+def seconds(runs: dict[str, Callable[[], torch.Tensor]], repetitions: int) -> dict[str, Taken]:
+    """Medians of each, taken in turns after one round that does not count."""
+    taken: dict[str, list[Taken]] = {name: [] for name in runs}
     for repetition in range(repetitions + 1):
         for name, run in runs.items():
-            begin = time.perf_counter()
+            begin, worked = time.perf_counter(), time.process_time()
             run()
             if repetition:
-                taken[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in taken.items()}
+                taken[name].append(Taken(time.perf_counter() - begin, time.process_time() - worked))
+    return {
+        name: Taken(statistics.median(one.wall for one in many), statistics.median(one.cpu for one in many))
+        for name, many in taken.items()
+    }
+
+
+def print_ratio(found: dict[str, Taken], above: str, below: str) -> None:
+    """The two medians, and their ratio by the clock and by the seconds that the cores worked."""
+    for name, one in found.items():
+        print(f"{name:>14}: {one.wall:7.3f} s, {one.cpu:7.3f} CPU seconds")
+    wall, cpu = found[above].wall / found[below].wall, found[above].cpu / found[below].cpu
+    print(f"{above} / {below}: {wall:.3f} by the clock, {cpu:.3f} by CPU seconds", flush=True)
 
 
 def compare_transformers(model: QwenVLModel, checkpoint: Path, repetitions: int) -> None:
@@ -206,22 +225,19 @@ def compare_transformers(model: QwenVLModel, checkpoint: Path, repetitions: int)
         f"difference {abs(losses['ours'] - losses['transformers']):.1e}"
     )
     found = seconds(runs, repetitions)
-    print(
-        f"ours {found['ours']:.3f} s   transformers {found['transformers']:.3f} s   "
-        f"ratio {found['ours'] / found['transformers']:.3f}"
-    )
+    print_ratio(found, "ours", "transformers")
 
 
 def heavy_tailed_lengths(count: int, longest: int) -> list[int]:
-    """Quantiles of a log-normal distribution (median 90, sigma 1) cut at ``longest``, which the last one reaches."""
+    """Quantiles of a log-normal distribution (median 40, sigma 1) cut at ``longest``, which the last one reaches."""
     normal = statistics.NormalDist()
-    lengths = [int(90 * math.exp(normal.inv_cdf((index + 0.5) / count))) for index in range(count)]
+    lengths = [int(40 * math.exp(normal.inv_cdf((index + 0.5) / count))) for index in range(count)]
     return [*(min(length, longest) for length in lengths[:-1]), longest]
 
 
 def compare_packing(model: QwenVLModel, repetitions: int) -> None:
     """Packed beside padded, on sequences of which few are long; every other one has an image."""
-    lengths = heavy_tailed_lengths(12, 640)
+    lengths = heavy_tailed_lengths(10, 320)
     batch = draw_batch(lengths, [((1, 8, 8),) if index % 2 else () for index in range(len(lengths))])
     longest = max(len(ids) for ids in batch.sequences)
     tokens = sum(len(ids) for ids in batch.sequences)
@@ -230,20 +246,17 @@ def compare_packing(model: QwenVLModel, repetitions: int) -> None:
         f"{longest * len(lengths)} padded"
     )
     found = seconds({"packed": our_run(model, batch), "padded": our_run(model, batch, longest)}, repetitions)
-    print(
-        f"packed {found['packed']:.3f} s   padded {found['padded']:.3f} s   "
-        f"packed is {found['padded'] / found['packed']:.2f} times faster"
-    )
+    print_ratio(found, "padded", "packed")
 
 
 def time_vision(model: QwenVLModel, repetitions: int) -> None:
-    """Forward and backward of the vision tower on 1, 2, 4, 8 and 16 images of 16 x 16 patches."""
+    """Forward and backward of the vision tower on 1, 2, 4, 8 and 16 images of 16 x 8 patches."""
     tower = model.vision_model
     assert tower is not None
 
     def run_of(images: int) -> Callable[[], torch.Tensor]:
-        grids = [(1, 16, 16)] * images
-        pixels = torch.randn(images * 256, 1176, generator=torch.Generator().manual_seed(2))
+        grids = [(1, 16, 8)] * images
+        pixels = torch.randn(images * 128, 1176, generator=torch.Generator().manual_seed(2))
 
         def run() -> torch.Tensor:
             tower.zero_grad(set_to_none=True)
@@ -255,16 +268,20 @@ def time_vision(model: QwenVLModel, repetitions: int) -> None:
 
     counts = (1, 2, 4, 8, 16)
     found = seconds({str(count): run_of(count) for count in counts}, repetitions)
-    print("images: seconds   " + "   ".join(f"{count}: {found[str(count)]:.3f}" for count in counts))
-    x, y = [math.log(count) for count in counts], [math.log(found[str(count)]) for count in counts]
-    slope = statistics.linear_regression(x, y).slope
-    print(f"time(16) / (16 time(1)) = {found['16'] / (16 * found['1']):.2f}; seconds grow as images^{slope:.2f}")
+    for number in counts:
+        one = found[str(number)]
+        print(f"{number:>3} images: {one.wall:.3f} s, {one.cpu:.3f} CPU seconds")
+    sizes = [math.log(number) for number in counts]
+    for kind in ("wall", "cpu"):
+        times = [getattr(found[str(number)], kind) for number in counts]
+        slope = statistics.linear_regression(sizes, [math.log(taken) for taken in times]).slope
+        print(f"{kind}: time(16) / (16 time(1)) = {times[-1] / (16 * times[0]):.2f}; time grows as images^{slope:.2f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", choices=("transformers", "packing", "vision"), help="only this one")
-    parser.add_argument("--repetitions", type=int, default=7, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--repetitions", type=int, default=5, help="of each measurement (default: %(default)s)")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.repetitions} repetitions")
     groups: Groups = initialise(ParallelConfig(), seed=0)

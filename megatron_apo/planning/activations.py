@@ -116,8 +116,11 @@ def recomputed(
     return whole if recompute == "full" else _attention(layer, budget.tokens, budget.cells or budget.tokens, "none")
 
 
-def vision_tower(model: ModelSize, budget: Budget, *, tensor: int = 1, recompute: str = "none") -> float:
-    """Bytes of the tower and its merger; it is not cut along the patches."""
+def vision_tower(
+    model: ModelSize, budget: Budget, *, tensor: int = 1, sequence: bool = False, recompute: str = "none"
+) -> float:
+    """Bytes of the tower and its merger; the patches that enter are on every rank."""
+    split = tensor if sequence else 1
     e, width, patches = BYTES[budget.dtype], model.v_hidden, budget.patches
     layer = _Layer(
         width=width,
@@ -127,12 +130,13 @@ def vision_tower(model: ModelSize, budget: Budget, *, tensor: int = 1, recompute
         ffn=model.v_ffn / tensor,
         gated=model.v_gated,
         e=e,
+        split=split,
         rms_norm=model.v_gated,
     )
     windows = (model.v_layers - model.v_full) * _layer(layer, patches, budget.window_cells, recompute)
     frames = model.v_full * _layer(layer, patches, budget.frame_cells, recompute)
     entry = patches * model.v_patch_values * e
-    merger = _norm(patches, width, e, model.v_gated) + patches * (width + 2 * width / tensor) * e
+    merger = _norm(patches / split, width, e, model.v_gated) + patches * (width / split + 2 * width / tensor) * e
     return entry + windows + frames + merger
 
 

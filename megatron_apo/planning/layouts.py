@@ -161,7 +161,11 @@ def _stage_memory(request: Request, layout: Layout, data: int, stage: int, layer
         model, budget, layers, tensor=tensor, context=context, sequence=sequence, recompute=layout.recompute
     )
     saved += activations.final_norm(model, budget, split=split) if last else 0
-    vision = activations.vision_tower(model, budget, tensor=parallel.tensor, recompute=layout.recompute) if first else 0
+    vision = (
+        activations.vision_tower(model, budget, tensor=tensor, sequence=sequence, recompute=layout.recompute)
+        if first
+        else 0
+    )
     unpadded = sum(parameter.elements for parameter in held) * BYTES[request.dtype]
     again = activations.recomputed(
         model, budget, tensor=tensor, context=context, sequence=sequence, recompute=layout.recompute

@@ -61,6 +61,7 @@ def _common(settings: BuildSettings) -> dict[str, Any]:
         params_dtype=settings.dtype,
         bf16=settings.dtype == torch.bfloat16,
         tensor_model_parallel_size=settings.tensor,
+        sequence_parallel=settings.sequence_parallel,
         calculate_per_token_loss=True,  # see training/forward_step.py
         **recompute,
     )
@@ -82,7 +83,6 @@ def language_config(shape: QwenVLShape, settings: BuildSettings) -> TransformerC
         gated_linear_unit=True,
         activation_func=functional.silu,
         mrope_section=list(shape.mrope_section),
-        sequence_parallel=settings.sequence_parallel,
         pipeline_model_parallel_size=settings.pipeline,
         virtual_pipeline_model_parallel_size=settings.virtual_pipeline if settings.virtual_pipeline > 1 else None,
         num_layers_in_first_pipeline_stage=settings.first_stage_layers or None,
@@ -104,7 +104,7 @@ def padded_vision_ffn(ffn: int, settings: BuildSettings) -> int:
 
 
 def vision_config(shape: QwenVLShape, settings: BuildSettings) -> TransformerConfig:
-    """Config of the vision tower: on the first pipeline stage whole, tensor-parallel, every rank sees every patch."""
+    """Config of the vision tower: on the first pipeline stage whole, tensor- and sequence-parallel."""
     vision = shape.vision
     return TransformerConfig(
         num_layers=vision.layers,

@@ -114,6 +114,7 @@ class VisionModel(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         self.shape = shape
+        self.tp_group = pg_collection.tp
         self.patch_embed = torch.nn.Linear(shape.patch_values, shape.hidden, bias=False, dtype=config.params_dtype)
         one_layer = layer_spec(spec, AttnMaskType.no_mask, shape.norm)
         self.layers = torch.nn.ModuleList(
@@ -138,12 +139,28 @@ class VisionModel(MegatronModule):
         patch_order = (order[:, None] * unit + torch.arange(unit, device=device)).reshape(-1)
         hidden = self.patch_embed(patches_LC.to(self.patch_embed.weight.dtype))[patch_order].unsqueeze(1)
         rotary = self._rotary_frequencies(plan, device)[patch_order]
-        windows = packed_layout(_boundaries(plan.window_lengths).to(device), int(plan.window_lengths.max()))
-        frames = packed_layout(_boundaries(plan.frame_lengths).to(device), int(plan.frame_lengths.max()))
+        window_lengths, frame_lengths = plan.window_lengths, plan.frame_lengths
+        if self.config.sequence_parallel:
+            # Each rank's share is of whole merged patches; what fills the last one up attends to itself alone.
+            filler = -len(order) % self.tp_group.size() * unit
+            if filler:
+                hidden = functional.pad(hidden, (0, 0, 0, 0, 0, filler))
+                rotary = functional.pad(rotary, (0, 0, 0, 0, 0, 0, 0, filler))
+                window_lengths, frame_lengths = (
+                    functional.pad(x, (0, 1), value=filler) for x in (window_lengths, frame_lengths)
+                )
+            hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden, group=self.tp_group)
+        windows = packed_layout(_boundaries(window_lengths).to(device), int(window_lengths.max()))
+        frames = packed_layout(_boundaries(frame_lengths).to(device), int(frame_lengths.max()))
         for number, layer in enumerate(self.layers):
             layout = frames if number in self.shape.full_attention_layers else windows
             hidden = self._layer_forward(layer, hidden, rotary, layout)
         merged = self.merger(hidden.squeeze(1))
+        if self.config.sequence_parallel:
+            # What reads the features sends every rank their whole gradient: split it on the way back, no sum.
+            merged = tensor_parallel.gather_from_sequence_parallel_region(
+                merged, tensor_parallel_output_grad=False, group=self.tp_group
+            )[: len(order)]
         return torch.empty_like(merged).index_copy(0, order, merged)
 
     def sharded_state_dict(
