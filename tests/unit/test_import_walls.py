@@ -47,7 +47,14 @@ WALLS = (
     ),
     Wall(("torch", "numpy"), never=("megatron_apo/config", "megatron_apo/objective/presets.py")),
     Wall(("vllm",), only=("megatron_apo/rollout/vllm/",)),
-    Wall(("megatron.core.parallel_state", "megatron.core.mpu"), only=("megatron_apo/parallel/",)),
+    Wall(
+        ("megatron.core.parallel_state", "megatron.core.mpu"),
+        only=("megatron_apo/parallel/", "examples/megatron_script/"),  # the example is another trainer
+    ),
+    Wall(
+        tuple(f"megatron_apo.{room}" for room in ("parallel", "training", "loop", "sft", "config", "records")),
+        never=("examples/megatron_script/",),
+    ),
     Wall(("PIL.Image.open", "cv2", "torchvision"), only=("megatron_apo/data/", "megatron_apo/platform/")),
     Wall(
         tuple(

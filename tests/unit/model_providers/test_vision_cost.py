@@ -1,0 +1,92 @@
+"""What the vision tower makes for many images: one attention a layer, and nothing of patches x patches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from megatron_apo.parallel.groups import Groups
+from model_providers.qwen_vl.model import QwenVLModel
+from tests.unit.model_providers.reference import Grid, build_model, make_checkpoint
+
+# 64, 60, 80, 28 and 4 patches; windows are 4 x 4, whole and ragged.
+GRIDS: list[Grid] = [(1, 8, 8), (1, 6, 10), (1, 2, 40), (1, 14, 2), (1, 2, 2)]
+WINDOWED_LAYERS, LAYERS = 2, 3
+
+
+class Watch(TorchDispatchMode):
+    """Counts operations on floating-point numbers by name; ``largest``: elements of the largest tensor of any kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[str, int] = {}
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = str(func).removeprefix("aten.").split(".")[0]
+        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        if any(leaf.is_floating_point() for leaf in results):  # planning windows is on integers
+            self.calls[name] = self.calls.get(name, 0) + 1
+        for leaf in results:
+            self.largest = max(self.largest, leaf.untyped_storage().nbytes() // leaf.element_size())
+        return out
+
+    @property
+    def attentions(self) -> int:
+        """Calls of SDPA kernels in the forward pass, fused or not."""
+        return sum(
+            count
+            for name, count in self.calls.items()
+            if "scaled_dot_product" in name and not name.endswith("backward")
+        )
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, one_process: Groups) -> Iterator[dict[str, QwenVLModel]]:
+    checkpoint: Path = make_checkpoint(tmp_path_factory.mktemp("policy"), tied=False)
+    yield {
+        recompute: build_model(checkpoint, one_process, recompute=recompute)
+        for recompute in ("none", "selective", "full")
+    }
+
+
+def watch(model: QwenVLModel, grids: list[Grid]) -> Watch:
+    """Forward and backward of the vision tower under a ``Watch``."""
+    tower = model.vision_model
+    assert tower is not None
+    pixels = torch.randn(sum(t * h * w for t, h, w in grids), model.shape.vision.patch_values)
+    with Watch() as seen:
+        tower(pixels, grids).square().sum().backward()
+    return seen
+
+
+def test_one_attention_a_layer_however_many_images(models: dict[str, QwenVLModel]) -> None:
+    one, many = watch(models["none"], GRIDS[:1]), watch(models["none"], GRIDS * 4)
+    assert one.attentions == many.attentions == LAYERS
+    ragged = watch(models["none"], GRIDS)  # five images already need what padding needs
+    assert many.calls == ragged.calls
+
+
+def test_no_tensor_of_patches_by_patches(models: dict[str, QwenVLModel]) -> None:
+    """48 images of 944 patches in 4: a dense mask has 2,832^2 elements, our largest tensor is some hundred a patch."""
+    grids = GRIDS * 12
+    patches = sum(t * h * w for t, h, w in grids)
+    assert watch(models["none"], grids).largest < patches * patches // 2
+
+
+def test_the_largest_tensor_grows_as_the_images(models: dict[str, QwenVLModel]) -> None:
+    few, many = (watch(models["none"], GRIDS * count).largest for count in (2, 8))
+    assert many <= 4 * few
+
+
+@pytest.mark.parametrize(("recompute", "more"), [("selective", LAYERS), ("full", LAYERS)])
+def test_recompute_applies_to_the_tower(models: dict[str, QwenVLModel], recompute: str, more: int) -> None:
+    """Each layer's attention runs once more in the backward pass."""
+    assert watch(models[recompute].train(), GRIDS).attentions == LAYERS + more
