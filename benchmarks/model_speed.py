@@ -133,7 +133,7 @@ def our_run(model: QwenVLModel, batch: Batch, pad_to: int = 0) -> Callable[[], t
     lengths = [len(ids) for ids in sequences]
     ids = torch.tensor([[token for sequence in sequences for token in sequence]])
     positions = [
-        mrope_position_ids(one, 0, grids, image_token_id=IMAGE, spatial_merge_size=2)
+        mrope_position_ids(one, 0, grids, model.shape.vision_tokens)
         for one, grids in zip(sequences, batch.grids, strict=True)
     ]
     position_ids = torch.cat(positions, dim=1)[:, None]

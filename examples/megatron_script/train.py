@@ -43,6 +43,7 @@ from model_providers.qwen2_vl import provider as qwen2_vl  # noqa: E402
 from model_providers.qwen_vl.layers import packed_layout  # noqa: E402
 from model_providers.qwen_vl.megatron_config import BuildSettings  # noqa: E402
 from model_providers.qwen_vl.mrope import mrope_position_ids  # noqa: E402
+from model_providers.qwen_vl.shape import VisionTokens  # noqa: E402
 
 PROVIDERS = {"qwen2_5_vl": qwen2_5_vl.model_provider_for, "qwen2_vl": qwen2_vl.model_provider_for}
 GRIDS = ((1, 4, 4), (1, 2, 6), (1, 4, 2), (1, 6, 4))  # patches: time, height, width
@@ -80,7 +81,10 @@ def pack(examples: list[Example], config: dict[str, Any], align: int) -> dict[st
 
     T is a multiple of ``align``, as sequence parallelism asks for: the last sequence ends in tokens without loss.
     """
-    image, merge = config["image_token_id"], config["vision_config"]["spatial_merge_size"]
+    image, vision = config["image_token_id"], config["vision_config"]
+    tokens = VisionTokens(
+        image, config["video_token_id"], vision["spatial_merge_size"], vision.get("tokens_per_second", 0)
+    )
     sequences = [example.prompt + example.caption for example in examples]
     padding = -sum(len(sequence) for sequence in sequences) % align
     sequences[-1] = sequences[-1] + [0] * padding
@@ -88,9 +92,7 @@ def pack(examples: list[Example], config: dict[str, Any], align: int) -> dict[st
     boundaries = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     ids = torch.tensor([[token for sequence in sequences for token in sequence]])
     positions = [
-        mrope_position_ids(
-            one.prompt, length - len(one.prompt), [one.grid], image_token_id=image, spatial_merge_size=merge
-        )
+        mrope_position_ids(one.prompt, length - len(one.prompt), [one.grid], tokens)
         for one, length in zip(examples, lengths, strict=True)
     ]
     # Row t predicts token t + 1: the rows before each caption's tokens carry loss.

@@ -21,7 +21,7 @@ WINDOWED_LAYERS, LAYERS = 2, 3
 
 
 class Watch(TorchDispatchMode):
-    """Counts operations on floating-point numbers by name; ``largest``: elements of the largest tensor of any kind."""
+    """Counts operations by name; ``largest``: elements of the largest tensor of any kind."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,8 +32,7 @@ class Watch(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         name = str(func).removeprefix("aten.").split(".")[0]
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
-        if any(leaf.is_floating_point() for leaf in results):  # planning windows is on integers
-            self.calls[name] = self.calls.get(name, 0) + 1
+        self.calls[name] = self.calls.get(name, 0) + 1
         for leaf in results:
             self.largest = max(self.largest, leaf.untyped_storage().nbytes() // leaf.element_size())
         return out
