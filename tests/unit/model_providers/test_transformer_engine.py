@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 import torch
 from megatron.core.transformer.enums import AttnMaskType
@@ -34,3 +38,35 @@ def test_fused_norms_have_other_names_for_the_same_tensors() -> None:
     layer = "language_model.decoder.layers.0"
     assert moved[f"{layer}.input_layernorm.weight"] == f"{layer}.self_attention.linear_qkv.layer_norm_weight"
     assert moved[f"{layer}.pre_mlp_layernorm.weight"] == f"{layer}.mlp.linear_fc1.layer_norm_weight"
+
+
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    """The classes that a module's source defines, read without importing it."""
+    spec = find_spec(module)
+    assert spec is not None and spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+
+def _parameters(owner: ast.ClassDef, method: str) -> list[str]:
+    found = next(node for node in owner.body if isinstance(node, ast.FunctionDef) and node.name == method)
+    return [argument.arg for argument in (*found.args.posonlyargs, *found.args.args, *found.args.kwonlyargs)]
+
+
+def test_the_fused_spec_names_what_megatron_has() -> None:
+    """Not importable here, so by its source: classes, and the arguments that Megatron and the spec give them."""
+    megatron = _classes("megatron.core.extensions.transformer_engine")
+    ours = _classes("model_providers.qwen_vl.transformer_engine_layers")["PackedTEAttention"]
+    assert _parameters(ours, "forward") == _parameters(megatron["TEDotProductAttention"], "forward")
+    given = {
+        "TEDotProductAttention": {"config", "layer_number", "attn_mask_type", "softmax_scale", "pg_collection"},
+        "TELayerNormColumnParallelLinear": {"config", "init_method", "bias", "skip_bias_add", "tp_group"},
+        "TERowParallelLinear": {"config", "init_method", "bias", "skip_bias_add", "input_is_parallel", "tp_group"},
+    }
+    for name, arguments in given.items():
+        assert arguments <= set(_parameters(megatron[name], "__init__")), name
+    assert {"config", "hidden_size", "eps"} <= set(_parameters(megatron["TENorm"], "__new__"))
+    fields = {node.target.id for node in _classes("megatron.core.packed_seq_params")["PackedSeqParams"].body
+              if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}  # fmt: skip
+    assert {f"{kind}_{side}" for kind in ("cu_seqlens", "max_seqlen") for side in ("q", "kv")} <= fields
+    assert {"cu_seqlens_q_padded", "cu_seqlens_kv_padded", "qkv_format"} <= fields
