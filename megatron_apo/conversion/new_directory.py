@@ -37,6 +37,13 @@ def check_space(target: Path, needed: int) -> None:
         )
 
 
+def prepare(target: Path, needed: int) -> Path:
+    """``begin`` if there is room for ``needed`` bytes; else ValueError, and nothing is made."""
+    check_space(target, needed)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return begin(target)
+
+
 def begin(target: Path) -> Path:
     """An empty directory beside ``target``; what an interrupted attempt left there is removed."""
     partial = aside(target)

@@ -10,8 +10,8 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
@@ -68,16 +68,32 @@ def _header(shard: _Shard, dtype: torch.dtype) -> bytes:
 class SafetensorsWriter:
     """Writes the tensors of ``entries``, in that order and of one ``dtype``, into ``directory``.
 
-    Shards hold at most ``shard_bytes`` (at least one tensor each); several get an index. OSError when the disk is full.
+    Shards hold at most ``shard_bytes`` (at least one tensor each); several get an index. Several writers may share the
+    work: writer ``share[0]`` of ``share[1]`` writes every so manieth shard. OSError when the disk is full.
     """
 
-    def __init__(self, directory: Path, entries: Sequence[Entry], dtype: torch.dtype, shard_bytes: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        entries: Sequence[Entry],
+        dtype: torch.dtype,
+        shard_bytes: int,
+        *,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
         self._directory, self._dtype = directory, dtype
         self._shards = _plan(entries, dtype, shard_bytes)
         self._total = total_bytes(entries, dtype)
-        self._expected = [(shard, position) for shard in self._shards for position in range(len(shard.entries))]
+        own = self._shards[share[0] :: share[1]]
+        self._expected = [(shard, position) for shard in own for position in range(len(shard.entries))]
+        self._is_first = share[0] == 0
         self._written = 0
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """What this writer is to be given, in order."""
+        return [shard.entries[position][0] for shard, position in self._expected]
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Writes the next tensor."""
@@ -85,17 +101,22 @@ class SafetensorsWriter:
         assert (name, tuple(tensor.shape), tensor.dtype) == (*shard.entries[position], self._dtype), name
         if position == 0:
             self.close()
-            self._file = (self._directory / shard.name).open("wb")
-            self._file.write(_header(shard, self._dtype))
-        assert self._file is not None
-        self._file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            self._file = (self._directory / shard.name).open("wb", buffering=0)
+            self._write(_header(shard, self._dtype))
+        self._write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         self._written += 1
 
+    def _write(self, data: bytes | memoryview) -> None:
+        assert self._file is not None
+        rest = memoryview(data)
+        while len(rest):  # the system takes at most 2 GiB at a time
+            rest = rest[self._file.write(rest) :]
+
     def finish(self) -> None:
-        """Ends the last shard and writes the index, if there are several."""
+        """Ends the last shard; the first writer writes the index, if there are several shards."""
         assert self._written == len(self._expected), f"{self._written} of {len(self._expected)} tensors were written"
         self.close()
-        if len(self._shards) > 1:
+        if self._is_first and len(self._shards) > 1:
             places = {name: shard.name for shard in self._shards for name, _ in shard.entries}
             index = {"metadata": {"total_size": self._total}, "weight_map": places}
             path = self._directory / "model.safetensors.index.json"

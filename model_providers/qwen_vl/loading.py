@@ -205,7 +205,7 @@ def model_rows(model: QwenVLModel) -> dict[str, WeightRow]:
     return {row.megatron: row for row in rows}
 
 
-def _fill(parameter: torch.Tensor, row: WeightRow, reader: CheckpointReader, slices: list[Slice]) -> None:
+def fill(parameter: torch.Tensor, row: WeightRow, reader: CheckpointReader, slices: list[Slice]) -> None:
     """Copies ``slices`` to their places; each source is mapped once, over the range that they span."""
     if row.layout == "flatten":
         parameter.copy_(reader.read(row.hf[0]).flatten(1))
@@ -224,6 +224,24 @@ def _fill(parameter: torch.Tensor, row: WeightRow, reader: CheckpointReader, sli
             )
 
 
+def mapped_rows(
+    row: WeightRow, reader: CheckpointReader, slices: list[Slice], first: int, shape: tuple[int, ...]
+) -> torch.Tensor | None:
+    """``shape`` numbers from row ``first`` of what ``fill`` makes, as memory of the mapped file.
+
+    None where the file does not hold them in one piece: rows interleaved or padded, columns cut.
+    """
+    last = first + shape[0]
+    own = [cut for cut in slices if cut.dimension or (cut.place < last and first < cut.place + cut.stop - cut.start)]
+    if len(own) != 1:
+        return None
+    cut, name = own[0], row.hf[own[0].source]
+    part = reader.read(name)[first:last] if cut.dimension else reader.read_range(name, 0, cut.start, cut.stop)
+    if row.layout == "flatten":
+        part = part.flatten(1)
+    return part if tuple(part.shape) == shape and part.is_contiguous() else None
+
+
 def load_hf_checkpoint(model: QwenVLModel, directory: str | Path, *, tensor_rank: int, tensor_size: int) -> None:
     """Fills every parameter of this stage from the checkpoint in ``directory``, reading only what it holds.
 
@@ -235,4 +253,4 @@ def load_hf_checkpoint(model: QwenVLModel, directory: str | Path, *, tensor_rank
     with torch.no_grad():
         for name, parameter in global_parameters(model):
             row = rows[name]
-            _fill(parameter, row, reader, rank_slices(row, tuple(parameter.shape), tensor_rank, tensor_size))
+            fill(parameter, row, reader, rank_slices(row, tuple(parameter.shape), tensor_rank, tensor_size))
