@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,13 +161,15 @@ def megatron_to_hf(
                     copy_other_files(files, new_directory.aside(target))
             with phase(groups, "write weights"), progress_bar(groups, needed, target.name) as progress:
                 share = (groups.rank, groups.world_size)
-                partial = new_directory.aside(target)
-                writer = SafetensorsWriter(partial, tensors.entries, dtype, shard_bytes, share=share)
-                for name in writer.names:
-                    tensor = tensors.read(name)
-                    writer.add(name, tensor)
-                    progress(tensor.nbytes)
-                writer.finish()
+                writer = SafetensorsWriter(
+                    new_directory.aside(target), tensors.entries, dtype, shard_bytes, share=share
+                )
+                with closing(writer):
+                    for name in writer.names:
+                        tensor = tensors.read(name)
+                        writer.add(name, tensor, tensors.origin(tensor))
+                        progress(tensor.nbytes)
+                    writer.finish()
             with phase(groups, "finish conversion"):
                 if groups.is_controller:
                     new_directory.publish(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -80,6 +81,10 @@ class FromMegatron:
             self._last = None  # so that one row's tensors are in memory at a time
             self._last = row, dict(self._read(row))
         return self._last[1][name]
+
+    def origin(self, tensor: torch.Tensor) -> tuple[BinaryIO, int] | None:
+        """Where ``tensor`` lies in a file of the checkpoint; None if it had to be put together."""
+        return self._stored.origin(tensor)
 
     def _read(self, row: WeightRow) -> list[tuple[str, torch.Tensor]]:
         name, lead = self._place(row)

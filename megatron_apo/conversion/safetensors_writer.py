@@ -6,12 +6,17 @@ tensors' bytes without a gap. Names and shapes are known from the weight map, so
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import sys
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -88,6 +93,8 @@ class SafetensorsWriter:
         self._expected = [(shard, position) for shard in own for position in range(len(shard.entries))]
         self._is_first = share[0] == 0
         self._written = 0
+        self._background = ThreadPoolExecutor(1)
+        self._synced: list[Future[None]] = []
         self._file: FileIO | None = None
 
     @property
@@ -95,16 +102,33 @@ class SafetensorsWriter:
         """What this writer is to be given, in order."""
         return [shard.entries[position][0] for shard, position in self._expected]
 
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Writes the next tensor."""
+    def add(self, name: str, tensor: torch.Tensor, origin: tuple[BinaryIO, int] | None = None) -> None:
+        """Writes the next tensor, of which ``origin`` may say in which file it lies already, and from which byte."""
         shard, position = self._expected[self._written]
         assert (name, tuple(tensor.shape), tensor.dtype) == (*shard.entries[position], self._dtype), name
         if position == 0:
-            self.close()
+            self._end_shard()
             self._file = (self._directory / shard.name).open("wb", buffering=0)
             self._write(_header(shard, self._dtype))
-        self._write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        sent = 0 if origin is None else self._send(*origin, tensor.nbytes)
+        self._write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data[sent:])
         self._written += 1
+
+    def _send(self, file: BinaryIO, offset: int, count: int) -> int:
+        """Bytes that the kernel copied from file to file: ``count``, or fewer where it cannot."""
+        assert self._file is not None
+        sent = 0
+        while sent < count and sys.platform == "linux":
+            try:
+                now = os.sendfile(self._file.fileno(), file.fileno(), offset + sent, count - sent)
+            except OSError as error:
+                if error.errno in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):  # not between these file systems
+                    break
+                raise
+            if now == 0:
+                raise OSError(f"{file.name}: became shorter while it was read")
+            sent += now
+        return sent
 
     def _write(self, data: bytes | memoryview) -> None:
         assert self._file is not None
@@ -112,9 +136,18 @@ class SafetensorsWriter:
         while len(rest):  # the system takes at most 2 GiB at a time
             rest = rest[self._file.write(rest) :]
 
+    def _end_shard(self) -> None:
+        """Has the shard brought to the disk while the next one is written."""
+        if self._file is not None:
+            self._synced.append(self._background.submit(_sync_and_close, self._file))
+            self._file = None
+
     def finish(self) -> None:
         """Ends the last shard; the first writer writes the index, if there are several shards."""
         assert self._written == len(self._expected), f"{self._written} of {len(self._expected)} tensors were written"
+        self._end_shard()
+        for synced in self._synced:
+            synced.result()
         self.close()
         if self._is_first and len(self._shards) > 1:
             places = {name: shard.name for shard in self._shards for name, _ in shard.entries}
@@ -123,10 +156,16 @@ class SafetensorsWriter:
             path.write_text(json.dumps(index, indent=2), encoding="utf-8")
 
     def close(self) -> None:
-        """Closes the file that is being written, also after an error."""
+        """Closes the files that are being written, also after an error."""
+        self._background.shutdown()
         if self._file is not None:
             file, self._file = self._file, None
             file.close()
+
+
+def _sync_and_close(file: FileIO) -> None:
+    with file:
+        os.fsync(file.fileno())
 
 
 def copy_other_files(source: Path, target: Path) -> None:

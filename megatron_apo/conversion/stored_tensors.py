@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
@@ -65,7 +65,7 @@ class StoredTensors:
         self.shapes = {name: tuple(entry.size) for name, entry in weights.items()}
         self.dtypes = {name: entry.properties.dtype for name, entry in weights.items()}
         self._parts = {name: _parts(name, entry, metadata, directory) for name, entry in weights.items()}
-        self._mappings: dict[str, mmap.mmap] = {}
+        self._mappings: dict[str, tuple[BinaryIO, mmap.mmap, int]] = {}
 
     def read(self, name: str, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> torch.Tensor:
         """``sizes`` numbers from ``offsets`` of a tensor: mapped memory if one part holds them all, else a copy."""
@@ -89,8 +89,17 @@ class StoredTensors:
             raise ValueError(f"{self.directory}: parts of {name} are missing from .metadata; convert or copy it again")
         return copied
 
+    def origin(self, tensor: torch.Tensor) -> tuple[BinaryIO, int] | None:
+        """The file in which the numbers of ``tensor`` lie one after the other, and from which byte; None if in none."""
+        if not tensor.is_contiguous():
+            return None
+        for file, mapping, start in self._mappings.values():
+            if 0 <= tensor.data_ptr() - start < len(mapping):
+                return file, tensor.data_ptr() - start
+        return None
+
     def _map(self, name: str, part: _Part) -> torch.Tensor:
-        mapping = self._mapping(part.file)
+        _, mapping, _ = self._mapping(part.file)
         try:
             archive = cast(IO[bytes], _Bytes(mapping, part.place, part.length))
             about = torch.load(archive, map_location="meta", weights_only=True)
@@ -103,16 +112,20 @@ class StoredTensors:
                 f"{self.dtypes[name]} {part.sizes}; convert or copy it again"
             )
         start = about.untyped_storage()._checkpoint_offset + about.storage_offset() * about.itemsize
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that the memory is not to be written to
-            flat = torch.frombuffer(mapping, dtype=about.dtype, count=numbers, offset=part.place + start)
-        return flat.view(part.sizes)
+        return _numbers(mapping, about.dtype, numbers, part.place + start).view(part.sizes)
 
-    def _mapping(self, file: str) -> mmap.mmap:
-        if file not in self._mappings:
-            with (self.directory / file).open("rb") as opened:
-                self._mappings[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._mappings[file]
+    def _mapping(self, name: str) -> tuple[BinaryIO, mmap.mmap, int]:
+        if name not in self._mappings:
+            file = (self.directory / name).open("rb")
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._mappings[name] = file, mapping, _numbers(mapping, torch.uint8, 1, 0).data_ptr()
+        return self._mappings[name]
+
+
+def _numbers(mapping: mmap.mmap, dtype: torch.dtype, count: int, offset: int) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the memory is not to be written to
+        return torch.frombuffer(mapping, dtype=dtype, count=count, offset=offset)
 
 
 def _parts(name: str, entry: TensorStorageMetadata, metadata: Metadata, directory: Path) -> list[_Part]:
