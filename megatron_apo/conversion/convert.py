@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from megatron_apo.conversion.safetensors_writer import (
     copy_other_files,
     total_bytes,
 )
+from megatron_apo.conversion.to_megatron import WRITERS, save_weights
 from megatron_apo.parallel.groups import Groups, initialise, launched_processes, shut_down
 from megatron_apo.parallel.status import phase
 from megatron_apo.training.export import export_entries
@@ -119,14 +121,16 @@ def hf_to_megatron(source: Path, target: Path, *, layout: Layout = ONE_PROCESS, 
     config = _config(source, dtype, layout)
     with job(config) as groups:
         try:
-            model = build_empty(config, source, groups)
+            with torch.device("meta"):
+                model = build_empty(config, source, groups)
             needed = total_bytes(export_entries(model), dtype)
             with phase(groups, "prepare conversion"):
                 if groups.is_controller:
                     copied = new_directory.prepare(target, needed) / megatron_files.HUGGINGFACE
                     copied.mkdir()
                     copy_other_files(source, copied)
-            megatron_files.save_weights(model, reader, groups, new_directory.aside(target))
+            with progress_bar(groups, needed, target.name) as progress:
+                save_weights(model, reader, groups, new_directory.aside(target), progress)
             with phase(groups, "finish conversion"):
                 if groups.is_controller:
                     megatron_files.read_metadata(new_directory.aside(target))
@@ -160,22 +164,34 @@ def megatron_to_hf(
                     new_directory.prepare(target, needed)
                     copy_other_files(files, new_directory.aside(target))
             with phase(groups, "write weights"), progress_bar(groups, needed, target.name) as progress:
-                share = (groups.rank, groups.world_size)
-                writer = SafetensorsWriter(
-                    new_directory.aside(target), tensors.entries, dtype, shard_bytes, share=share
-                )
-                with closing(writer):
-                    for name in writer.names:
-                        tensor = tensors.read(name)
-                        writer.add(name, tensor, tensors.origin(tensor))
-                        progress(tensor.nbytes)
-                    writer.finish()
+                _write_shards(tensors, groups, new_directory.aside(target), dtype, shard_bytes, progress)
             with phase(groups, "finish conversion"):
                 if groups.is_controller:
                     new_directory.publish(target)
         finally:
             if groups.is_controller:
                 new_directory.discard(target)
+
+
+def _write_shards(
+    tensors: FromMegatron,
+    groups: Groups,
+    partial: Path,
+    dtype: torch.dtype,
+    shard_bytes: int,
+    progress: Callable[[int], object],
+) -> None:
+    def write(share: tuple[int, int]) -> None:
+        with closing(SafetensorsWriter(partial, tensors.entries, dtype, shard_bytes, share=share)) as writer:
+            for name, tensor in tensors.tensors(writer.names):
+                writer.add(name, tensor, tensors.origin(tensor))
+                progress(tensor.nbytes)
+            writer.finish()
+
+    with ThreadPoolExecutor(WRITERS) as writers:
+        shares = [(groups.rank * WRITERS + number, groups.world_size * WRITERS) for number in range(WRITERS)]
+        for task in [writers.submit(write, share) for share in shares]:
+            task.result()
 
 
 def open_model(directory: Path, hf_files: str | None, layout: Layout) -> tuple[Config, Path]:

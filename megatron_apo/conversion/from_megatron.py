@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
+from megatron_apo.conversion.raw_files import Origin
 from megatron_apo.conversion.stored_tensors import StoredTensors
 from model_providers.qwen_vl.shape import QwenVLShape
 from model_providers.qwen_vl.weight_map import WeightRow, to_hf, weight_map
@@ -27,7 +28,6 @@ class FromMegatron:
         rows = [row for row in self._rows(shape) if row.exported]
         self.entries = [entry for row in rows for entry in zip(row.hf, row.shapes, strict=True)]
         self._row_of = {name: row for row in rows for name in row.hf}
-        self._last: tuple[WeightRow, dict[str, torch.Tensor]] | None = None
         for row in rows:
             self._check(row)
         self._check_none_is_left({self._place(row)[0] for row in self._rows(shape)})
@@ -74,15 +74,21 @@ class FromMegatron:
             "it was saved with"
         )
 
-    def read(self, name: str) -> torch.Tensor:
-        """The tensor of a published name, contiguous; mapped memory where the file has its numbers in one piece."""
-        row = self._row_of[name]
-        if self._last is None or self._last[0] is not row:
-            self._last = None  # so that one row's tensors are in memory at a time
-            self._last = row, dict(self._read(row))
-        return self._last[1][name]
+    def tensors(self, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of published names, contiguous; mapped memory where the file has the numbers in one piece.
 
-    def origin(self, tensor: torch.Tensor) -> tuple[BinaryIO, int] | None:
+        What had to be put together is in memory one row of the map at a time, if ``names`` are in the map's order.
+        """
+        row: WeightRow | None = None
+        found: dict[str, torch.Tensor] = {}
+        for name in names:
+            if self._row_of[name] is not row:
+                row = self._row_of[name]
+                found = {}
+                found = dict(self._read(row))
+            yield name, found[name]
+
+    def origin(self, tensor: torch.Tensor) -> Origin | None:
         """Where ``tensor`` lies in a file of the checkpoint; None if it had to be put together."""
         return self._stored.origin(tensor)
 

@@ -6,27 +6,15 @@ The directory holds Megatron's own files and ``huggingface/`` (config, tokenizer
 
 from __future__ import annotations
 
-import queue
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-
-from megatron_apo.parallel.groups import Groups
-from model_providers.qwen_vl.loading import CheckpointReader, fill, global_parameters, mapped_rows, model_rows
-from model_providers.qwen_vl.model import QwenVLModel
-from model_providers.qwen_vl.slices import rank_slices
 
 HUGGINGFACE = "huggingface"
 _OF_OPTIMIZER = "optimizer."
@@ -92,66 +80,9 @@ def huggingface_files(directory: Path, given: str | None) -> Path:
     return place
 
 
-def _sharded(model: Any) -> dict[str, Any]:
+def sharded_state(model: Any) -> dict[str, Any]:
+    """What Megatron stores of the stage's weights, and where they belong in the whole model."""
     return {"model0": model.sharded_state_dict(metadata={"distrib_optim_sharding_type": "fully_reshardable"})}
-
-
-def _in_a_storage_of_its_own(view: torch.Tensor) -> torch.Tensor:
-    """The same memory; of a tensor that is a part of its storage, Megatron and torch write a copy."""
-    start = view.storage_offset() * view.itemsize
-    storage = view.untyped_storage()[start : start + view.nbytes]
-    return torch.empty(0, dtype=view.dtype).set_(storage, 0, view.shape)  # type: ignore[call-overload,no-any-return]
-
-
-def _filled(model: QwenVLModel, reader: CheckpointReader, groups: Groups) -> dict[str, Any]:
-    """The stage's sharded state with the weights of ``reader``: mapped memory where a file holds a part in one piece.
-
-    What it does not is read into the model's parameters.
-    """
-    state = _sharded(model)
-    weights, rows = state["model0"], model_rows(model)
-    for (local, parameter), (name, _) in zip(model.named_parameters(), global_parameters(model), strict=True):
-        row, entry, first = rows[name], weights[local], 0
-        slices = rank_slices(row, tuple(parameter.shape), groups.tensor_rank, groups.tensor_size)
-        parts = entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]
-        mapped = []
-        for part in parts:  # one, or the gate's and the up projection's rows
-            mapped.append(mapped_rows(row, reader, slices, first, tuple(part.data.shape)))
-            first += part.data.shape[0]
-        if any(view is None for view in mapped):
-            with torch.no_grad():
-                fill(parameter, row, reader, slices)
-        weights[local] = [
-            part if view is None else replace(part, data=_in_a_storage_of_its_own(view))
-            for part, view in zip(parts, mapped, strict=True)
-        ]
-    return state
-
-
-@contextmanager
-def _without_checksums() -> Iterator[None]:
-    """torch.load never looks at the CRC-32 in its archives, which takes longer than writing them."""
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)
-    try:
-        yield
-    finally:
-        torch.serialization.set_crc32_options(before)
-
-
-def save_weights(model: QwenVLModel, reader: CheckpointReader, groups: Groups, partial: Path) -> None:
-    """Writes the weights of ``reader`` that are this stage's into the existing directory ``partial``.
-
-    Collective; OSError when it cannot. ``model`` is where what has to be put together is put together.
-    """
-    filesystem_async._results_queue = queue.Queue()  # see training/checkpoint.py
-    try:
-        with _without_checksums():
-            dist_checkpointing.save(_filled(model, reader, groups), str(partial))
-    except (CheckpointException, RuntimeError) as error:
-        raise OSError(f"{partial}: the weights could not be written ({error}); is the disk full?") from error
-    if groups.world_size > 1:
-        dist.barrier(group=groups.control)
 
 
 def load_weights(model: Any, directory: Path) -> None:
@@ -161,7 +92,7 @@ def load_weights(model: Any, directory: Path) -> None:
     """
     read_metadata(directory)
     try:
-        loaded = dist_checkpointing.load(_sharded(model), str(directory))
+        loaded = dist_checkpointing.load(sharded_state(model), str(directory))
     except (CheckpointingException, CheckpointException, KeyError) as error:
         raise ValueError(
             f"{directory}: does not hold the model that its config.json describes ({error}); give the config it was "

@@ -6,19 +6,18 @@ tensors' bytes without a gap. Names and shapes are known from the weight map, so
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
+
+from megatron_apo.conversion.raw_files import Origin, write_bytes, write_tensor
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -102,39 +101,17 @@ class SafetensorsWriter:
         """What this writer is to be given, in order."""
         return [shard.entries[position][0] for shard, position in self._expected]
 
-    def add(self, name: str, tensor: torch.Tensor, origin: tuple[BinaryIO, int] | None = None) -> None:
-        """Writes the next tensor, of which ``origin`` may say in which file it lies already, and from which byte."""
+    def add(self, name: str, tensor: torch.Tensor, origin: Origin | None = None) -> None:
+        """Writes the next tensor, of which ``origin`` may say in which file it lies already."""
         shard, position = self._expected[self._written]
         assert (name, tuple(tensor.shape), tensor.dtype) == (*shard.entries[position], self._dtype), name
         if position == 0:
             self._end_shard()
             self._file = (self._directory / shard.name).open("wb", buffering=0)
-            self._write(_header(shard, self._dtype))
-        sent = 0 if origin is None else self._send(*origin, tensor.nbytes)
-        self._write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data[sent:])
+            write_bytes(self._file, _header(shard, self._dtype))
+        assert self._file is not None
+        write_tensor(self._file, tensor, origin)
         self._written += 1
-
-    def _send(self, file: BinaryIO, offset: int, count: int) -> int:
-        """Bytes that the kernel copied from file to file: ``count``, or fewer where it cannot."""
-        assert self._file is not None
-        sent = 0
-        while sent < count and sys.platform == "linux":
-            try:
-                now = os.sendfile(self._file.fileno(), file.fileno(), offset + sent, count - sent)
-            except OSError as error:
-                if error.errno in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):  # not between these file systems
-                    break
-                raise
-            if now == 0:
-                raise OSError(f"{file.name}: became shorter while it was read")
-            sent += now
-        return sent
-
-    def _write(self, data: bytes | memoryview) -> None:
-        assert self._file is not None
-        rest = memoryview(data)
-        while len(rest):  # the system takes at most 2 GiB at a time
-            rest = rest[self._file.write(rest) :]
 
     def _end_shard(self) -> None:
         """Has the shard brought to the disk while the next one is written."""

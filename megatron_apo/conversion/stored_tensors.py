@@ -12,12 +12,14 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from threading import Lock
+from typing import IO, Any, cast
 
 import torch
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from megatron_apo.conversion.megatron_files import read_metadata, weight_tensors
+from megatron_apo.conversion.raw_files import Origin
 
 
 class _Bytes(io.RawIOBase):
@@ -65,7 +67,8 @@ class StoredTensors:
         self.shapes = {name: tuple(entry.size) for name, entry in weights.items()}
         self.dtypes = {name: entry.properties.dtype for name, entry in weights.items()}
         self._parts = {name: _parts(name, entry, metadata, directory) for name, entry in weights.items()}
-        self._mappings: dict[str, tuple[BinaryIO, mmap.mmap, int]] = {}
+        self._mappings: dict[str, tuple[mmap.mmap, int]] = {}
+        self._lock = Lock()
 
     def read(self, name: str, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> torch.Tensor:
         """``sizes`` numbers from ``offsets`` of a tensor: mapped memory if one part holds them all, else a copy."""
@@ -89,17 +92,23 @@ class StoredTensors:
             raise ValueError(f"{self.directory}: parts of {name} are missing from .metadata; convert or copy it again")
         return copied
 
-    def origin(self, tensor: torch.Tensor) -> tuple[BinaryIO, int] | None:
-        """The file in which the numbers of ``tensor`` lie one after the other, and from which byte; None if in none."""
+    def origin(self, tensor: torch.Tensor) -> Origin | None:
+        """Where in a file the numbers of ``tensor`` lie one after the other; None if they were put together."""
         if not tensor.is_contiguous():
             return None
-        for file, mapping, start in self._mappings.values():
+        for name, (mapping, start) in self._mappings.items():
             if 0 <= tensor.data_ptr() - start < len(mapping):
-                return file, tensor.data_ptr() - start
+                return self.directory / name, tensor.data_ptr() - start
         return None
 
     def _map(self, name: str, part: _Part) -> torch.Tensor:
-        _, mapping, _ = self._mapping(part.file)
+        place = part.place + self._start(name, part)
+        mapping, _ = self._mapping(part.file)
+        return _numbers(mapping, self.dtypes[name], torch.Size(part.sizes).numel(), place).view(part.sizes)
+
+    def _start(self, name: str, part: _Part) -> int:
+        """Where in the archive of ``part`` its numbers begin."""
+        mapping, _ = self._mapping(part.file)
         try:
             archive = cast(IO[bytes], _Bytes(mapping, part.place, part.length))
             about = torch.load(archive, map_location="meta", weights_only=True)
@@ -111,15 +120,16 @@ class StoredTensors:
                 f"{self.directory / part.file}: {name} is stored as {about.dtype} {tuple(about.shape)}, .metadata says "
                 f"{self.dtypes[name]} {part.sizes}; convert or copy it again"
             )
-        start = about.untyped_storage()._checkpoint_offset + about.storage_offset() * about.itemsize
-        return _numbers(mapping, about.dtype, numbers, part.place + start).view(part.sizes)
+        start: int = about.untyped_storage()._checkpoint_offset + about.storage_offset() * about.itemsize
+        return start
 
-    def _mapping(self, name: str) -> tuple[BinaryIO, mmap.mmap, int]:
-        if name not in self._mappings:
-            file = (self.directory / name).open("rb")
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._mappings[name] = file, mapping, _numbers(mapping, torch.uint8, 1, 0).data_ptr()
-        return self._mappings[name]
+    def _mapping(self, name: str) -> tuple[mmap.mmap, int]:
+        with self._lock:
+            if name not in self._mappings:
+                with (self.directory / name).open("rb") as file:
+                    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._mappings[name] = mapping, _numbers(mapping, torch.uint8, 1, 0).data_ptr()
+            return self._mappings[name]
 
 
 def _numbers(mapping: mmap.mmap, dtype: torch.dtype, count: int, offset: int) -> torch.Tensor:
