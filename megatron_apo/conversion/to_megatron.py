@@ -78,8 +78,7 @@ def save_weights(
     """
     state, parts = _without_numbers(model, groups)
     try:
-        with _without_checksums():
-            dist_checkpointing.save(state, str(partial), sharded_strategy=_Strategy(parts, reader, progress))
+        dist_checkpointing.save(state, str(partial), sharded_strategy=_Strategy(parts, reader, progress))
     except CheckpointException as error:
         why = next(iter(error.failures.values()))[0]
         raise OSError(f"{partial}: the weights could not be written: {why}") from error
@@ -103,7 +102,7 @@ def _without_numbers(model: QwenVLModel, groups: Groups) -> tuple[dict[str, Any]
 
 @contextmanager
 def _without_checksums() -> Iterator[None]:
-    """Nobody reads the CRC-32 in torch's archives, which would take longer than writing them."""
+    """In this thread: nobody reads the CRC-32 in torch's archives, which would take longer than writing them."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -162,7 +161,7 @@ class _Writer(torch_checkpoint.FileSystemWriter):
 
     def _write_file(self, name: str, items: list[WriteItem], planner: SavePlanner) -> list[WriteResult]:
         results = []
-        with (self._directory / name).open("wb", buffering=0) as file:
+        with _without_checksums(), (self._directory / name).open("wb", buffering=0) as file:
             for item in items:
                 start, data = file.tell(), planner.resolve_data(item)
                 if isinstance(data, io.BytesIO):
