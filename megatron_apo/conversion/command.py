@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.disable(logging.WARNING)
     from megatron_apo.parallel.status import PhaseError
 
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return _run(options)
     except PhaseError:
@@ -76,9 +78,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted: nothing was left under the target's name that was not there before", file=sys.stderr)
-        return 130
+        return 143 if isinstance(error, _TerminatedError) else 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM, which ends a conversion as Ctrl-C does."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _TerminatedError
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from megatron_apo.conversion.safetensors_writer import (
     total_bytes,
 )
 from megatron_apo.conversion.to_megatron import WRITERS, save_weights
+from megatron_apo.conversion.together import together
 from megatron_apo.parallel.groups import Groups, initialise, launched_processes, shut_down
 from megatron_apo.parallel.status import phase
 from megatron_apo.training.export import export_entries
@@ -47,7 +48,7 @@ class Layout:
 ONE_PROCESS = Layout()
 
 
-def _config(files: Path, dtype: torch.dtype, layout: Layout | None) -> Config:
+def job_config(files: Path, dtype: torch.dtype, layout: Layout | None) -> Config:
     """Settings of this job; without a layout as many processes as there are, each for itself."""
     if dtype not in _NAMES:
         raise ValueError(f"{files}: weights of {dtype}; models are built in {' or '.join(_NAMES.values())}: cast it")
@@ -118,7 +119,7 @@ def hf_to_megatron(source: Path, target: Path, *, layout: Layout = ONE_PROCESS, 
     """
     reader, dtype = check_hf(source)
     new_directory.check_target(target, (source,), force=force)
-    config = _config(source, dtype, layout)
+    config = job_config(source, dtype, layout)
     with job(config) as groups:
         try:
             with torch.device("meta"):
@@ -157,7 +158,7 @@ def megatron_to_hf(
     tensors = FromMegatron(source, read_shape(files))
     new_directory.check_target(target, (source, files), force=force)
     needed = total_bytes(tensors.entries, dtype)
-    with job(_config(files, dtype, None)) as groups:
+    with job(job_config(files, dtype, None)) as groups:
         try:
             with phase(groups, "prepare conversion"):
                 if groups.is_controller:
@@ -181,23 +182,21 @@ def _write_shards(
     shard_bytes: int,
     progress: Callable[[int], object],
 ) -> None:
-    def write(share: tuple[int, int]) -> None:
+    def write(number: int, progress: Callable[[int], object]) -> None:
+        share = (groups.rank * WRITERS + number, groups.world_size * WRITERS)
         with closing(SafetensorsWriter(partial, tensors.entries, dtype, shard_bytes, share=share)) as writer:
             for name, tensor in tensors.tensors(writer.names):
                 writer.add(name, tensor, tensors.origin(tensor))
                 progress(tensor.nbytes)
             writer.finish()
 
-    with ThreadPoolExecutor(WRITERS) as writers:
-        shares = [(groups.rank * WRITERS + number, groups.world_size * WRITERS) for number in range(WRITERS)]
-        for task in [writers.submit(write, share) for share in shares]:
-            task.result()
+    together([functools.partial(write, number) for number in range(WRITERS)], progress)
 
 
 def open_model(directory: Path, hf_files: str | None, layout: Layout) -> tuple[Config, Path]:
     """Settings to build the Megatron checkpoint in ``directory`` with, and where its config.json is."""
     files = megatron_files.huggingface_files(directory, hf_files)
-    return _config(files, megatron_files.weights_dtype(directory), layout), files
+    return job_config(files, megatron_files.weights_dtype(directory), layout), files
 
 
 def load_model(config: Config, files: Path, directory: Path, groups: Groups) -> Any:

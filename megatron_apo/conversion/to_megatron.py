@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import IO, Any, cast
@@ -36,6 +36,7 @@ from torch.futures import Future
 
 from megatron_apo.conversion.megatron_files import sharded_state
 from megatron_apo.conversion.raw_files import write_bytes, write_tensor
+from megatron_apo.conversion.together import Progress, together
 from megatron_apo.parallel.groups import Groups
 from model_providers.qwen_vl.loading import CheckpointReader, fill, global_parameters, mapped_rows, model_rows
 from model_providers.qwen_vl.model import QwenVLModel
@@ -43,8 +44,6 @@ from model_providers.qwen_vl.slices import Slice, rank_slices
 from model_providers.qwen_vl.weight_map import WeightRow
 
 WRITERS = 2  # files that a process writes at the same time; Megatron's default
-
-Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -69,19 +68,21 @@ class _Part:
 
 
 def save_weights(
-    model: QwenVLModel, reader: CheckpointReader, groups: Groups, partial: Path, progress: Progress
+    model: QwenVLModel, reader: CheckpointReader, groups: Groups, directory: Path, progress: Progress
 ) -> None:
-    """Writes this rank's part of the weights of ``reader`` into the existing directory ``partial``. Collective.
+    """Writes this rank's part of the weights of ``reader`` into the existing directory ``directory``. Collective.
 
     ``model`` is this rank's stage, its weights of no account (it may be on the meta device); ``progress(count)`` hears
     of every so many bytes. OSError when they cannot be written.
     """
     state, parts = _without_numbers(model, groups)
     try:
-        dist_checkpointing.save(state, str(partial), sharded_strategy=_Strategy(parts, reader, progress))
+        dist_checkpointing.save(state, str(directory), sharded_strategy=_Strategy(parts, reader, progress))
     except CheckpointException as error:
         why = next(iter(error.failures.values()))[0]
-        raise OSError(f"{partial}: the weights could not be written: {why}") from error
+        if isinstance(why, KeyboardInterrupt):
+            raise why from None
+        raise OSError(f"{directory}: the weights could not be written: {why}") from error
 
 
 def _without_numbers(model: QwenVLModel, groups: Groups) -> tuple[dict[str, Any], dict[MetadataIndex, _Part]]:
@@ -149,17 +150,16 @@ class _Writer(torch_checkpoint.FileSystemWriter):
             buckets[smallest].append(item)
             held[smallest] += _bytes(item)
         names = [f"{plan.storage_data.prefix}{number}.distcp" for number in range(WRITERS)]
-        with ThreadPoolExecutor(WRITERS) as writers:
-            tasks = [
-                writers.submit(self._write_file, name, items, planner)
-                for name, items in zip(names, buckets, strict=True)
-                if items
-            ]
-            future: Future[list[WriteResult]] = Future()
-            future.set_result([result for task in tasks for result in task.result()])
+        tasks = [
+            partial(self._write_file, name, items, planner) for name, items in zip(names, buckets, strict=True) if items
+        ]
+        future: Future[list[WriteResult]] = Future()
+        future.set_result([result for results in together(tasks, self._progress) for result in results])
         return future
 
-    def _write_file(self, name: str, items: list[WriteItem], planner: SavePlanner) -> list[WriteResult]:
+    def _write_file(
+        self, name: str, items: list[WriteItem], planner: SavePlanner, progress: Progress
+    ) -> list[WriteResult]:
         results = []
         with _without_checksums(), (self._directory / name).open("wb", buffering=0) as file:
             for item in items:
@@ -169,7 +169,7 @@ class _Writer(torch_checkpoint.FileSystemWriter):
                 else:
                     archive = _Archive(file, data, self._parts[item.index], self._reader)
                     torch.save(data, cast(IO[bytes], archive))
-                    self._progress(data.nbytes)
+                    progress(data.nbytes)
                 length = file.tell() - start
                 results.append(WriteResult(item.index, length, _StorageInfo(name, start, length)))
             os.fsync(file.fileno())
