@@ -48,21 +48,26 @@ def _growth(what: Callable[[], object]) -> int:
     return max(peak, _anonymous() - before)
 
 
-def memory(directory: Path, *, source: str) -> None:
-    """Writes memory_RANK.json: bytes of this rank's weights, and what loading and converting them took."""
+def loading_memory(directory: Path, *, source: str) -> None:
+    """Writes loading_RANK.json: bytes of this rank's weights, and of anonymous memory that loading them took."""
     torch.set_num_threads(1)
-    layout = Layout(tensor=int(os.environ["WORLD_SIZE"]))
-    with job(job_config(Path(source), torch.bfloat16, layout)) as groups:
+    config = job_config(Path(source), torch.bfloat16, Layout(int(os.environ["WORLD_SIZE"])))
+    with job(config) as groups:
         with torch.device("meta"):
-            model = build_empty(job_config(Path(source), torch.bfloat16, layout), Path(source), groups)
-        found = {"shard": sum(parameter.nbytes for parameter in model.parameters())}
+            model = build_empty(config, Path(source), groups)
 
         def load() -> None:
             model.to_empty(device="cpu")
             load_hf_checkpoint(model, source, tensor_rank=groups.tensor_rank, tensor_size=groups.tensor_size)
 
-        found["loading"] = _growth(load)
-        rank = groups.rank
-        del model
-    found["converting"] = _growth(lambda: hf_to_megatron(Path(source), directory / "megatron", layout=layout))
-    (directory / f"memory_{rank}.json").write_text(json.dumps(found))
+        shard = sum(parameter.nbytes for parameter in model.parameters())
+        found = {"shard": shard, "taken": _growth(load)}
+        (directory / f"loading_{groups.rank}.json").write_text(json.dumps(found))
+
+
+def converting_memory(directory: Path, *, source: str) -> None:
+    """Writes converting_RANK.json: bytes of anonymous memory that a conversion to Megatron's form took."""
+    torch.set_num_threads(1)
+    layout = Layout(int(os.environ["WORLD_SIZE"]))
+    taken = _growth(lambda: hf_to_megatron(Path(source), directory / "megatron", layout=layout))
+    (directory / f"converting_{os.environ['RANK']}.json").write_text(json.dumps({"taken": taken}))

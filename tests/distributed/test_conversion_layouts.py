@@ -22,7 +22,7 @@ from tests.distributed.launcher import Case, run_cases
 from tests.unit.conversion.random_checkpoint import random_checkpoint
 
 COMMAND = "tests.distributed.conversions:command"
-MEMORY = "tests.distributed.conversions:memory"
+LOADING, CONVERTING = (f"tests.distributed.conversions:{name}_memory" for name in ("loading", "converting"))
 MIB = 2**20
 SIZES = (1, 2, 4)
 
@@ -106,24 +106,32 @@ def test_every_layout(tmp_path: Path, way: Way) -> None:
     check(tmp_path / str(way), way)
 
 
-@pytest.mark.parametrize("tensor", [1, 2])
-def test_memory_of_a_rank(tmp_path: Path, tensor: int) -> None:
-    """Anonymous memory while loading: the rank's own shard, the largest tensor and a little; converting: less.
-
-    Weights that are held twice, or whole by each tensor rank, are beyond both bounds.
-    """
-    source = random_checkpoint(
-        tmp_path / "source",
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_checkpoint(
+        tmp_path_factory.mktemp("larger") / "source",
         dtype=torch.bfloat16,
         text={"hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 20000, "num_hidden_layers": 8},
         vision={"out_hidden_size": 1024},
     )
-    run_cases([Case(MEMORY, tensor, str(tmp_path), {"source": str(source)})])
-    whole = (source / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_memory_of_a_rank(larger: Path, tmp_path: Path, tensor: int) -> None:
+    """Anonymous memory while loading: the rank's own shard, the largest tensor and a little; converting: less.
+
+    Weights that are held twice, or whole by each tensor rank, are beyond both bounds.
+    """
+    arguments = {"source": str(larger)}
+    run_cases([Case(name, tensor, str(tmp_path), arguments) for name in (LOADING, CONVERTING)], timeout=60)
+    whole = (larger / "model.safetensors").stat().st_size
     largest = 20000 * 1024 * 2
     for rank in range(tensor):
-        found = json.loads((tmp_path / f"memory_{rank}.json").read_text())
-        assert found["shard"] <= 1.05 * whole / tensor
-        assert found["shard"] - 8 * MIB < found["loading"] <= found["shard"] + largest + 32 * MIB, found
-        assert found["converting"] <= largest + 32 * MIB, found
+        loading, converting = (
+            json.loads((tmp_path / f"{name}_{rank}.json").read_text()) for name in ("loading", "converting")
+        )
+        shard = loading["shard"]
+        assert shard <= 1.05 * whole / tensor
+        assert shard - 8 * MIB < loading["taken"] <= shard + largest + 32 * MIB
+        assert converting["taken"] <= largest + 32 * MIB
     assert whole / 2 > largest + 32 * MIB  # so that the bounds say something
