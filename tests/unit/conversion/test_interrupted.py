@@ -22,6 +22,7 @@ from megatron_apo.conversion.command import main  # noqa: E402
 from model_providers.qwen_vl.weight_map import published_name  # noqa: E402
 from tests.unit.conversion.random_checkpoint import random_checkpoint  # noqa: E402
 
+pytestmark = pytest.mark.slow
 WAYS = ("hf-to-megatron", "megatron-to-hf")
 
 
