@@ -2,10 +2,12 @@
 
     python benchmarks/conversion.py [--gigabytes 2.1] [--directory DIR]
 
-Makes a Qwen2.5-VL checkpoint of random bfloat16 weights (several shards with an index), then, in this one run: copies
-it (shutil.copyfile and fsync), converts it to Megatron's torch_dist, converts that back, and compares. Reported as
-ratios to the copy's throughput; the copy and both conversions sync to disk. Memory is the anonymous part of each
-process's own (Anonymous in /proc/self/smaps_rollup, sampled): pages of mapped files do not count.
+Makes a Qwen2.5-VL checkpoint of random bfloat16 weights (several shards with an index), then, in this one process and
+several rounds: copies it (shutil.copyfile and fsync), converts it to Megatron's torch_dist, converts that back; and
+compares. Reported are medians of the rounds, and of the ratios to the copy of the same round. The copy and both
+conversions sync to disk; a smaller checkpoint goes first, so that what Python imports is not counted. A copy uses one
+thread, a conversion two. Memory is the process's own (RssAnon in /proc/self/status, sampled) above what it was before:
+pages of mapped files do not count.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -90,14 +93,14 @@ def copy(source: Path, target: Path) -> None:
 
 def anonymous_bytes() -> int:
     """Anonymous memory of this process."""
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        if line.startswith("Anonymous:"):
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/smaps_rollup has no Anonymous line")
+    raise OSError("/proc/self/status has no RssAnon line")
 
 
 @contextmanager
-def peak_memory(every: float = 0.05) -> Iterator[list[int]]:
+def peak_memory(every: float = 0.01) -> Iterator[list[int]]:
     """Collects the anonymous memory of this process above what it was at the start, the largest seen."""
     before, peak, stop = anonymous_bytes(), [0], threading.Event()
 
@@ -123,33 +126,42 @@ def timed(what: Callable[[], object]) -> tuple[float, int]:
     return seconds, peak[0]
 
 
+def one_round(root: Path) -> dict[str, tuple[float, int]]:
+    """(seconds, peak of anonymous bytes) of each step, on ``root / "source"``; leaves ``root / "back"``."""
+    for old in ("copy", "megatron", "back"):
+        shutil.rmtree(root / old, ignore_errors=True)
+    os.sync()
+    return {
+        "copy": timed(lambda: copy(root / "source", root / "copy")),
+        "hf-to-megatron": timed(lambda: hf_to_megatron(root / "source", root / "megatron")),
+        "megatron-to-hf": timed(lambda: megatron_to_hf(root / "megatron", root / "back", shard_bytes=10**9)),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=2.1)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--directory", help="where to write four times as much (default: a temporary directory)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.directory) as name:
-        root = Path(name)
-        source = root / "source"
-        total = make_checkpoint(source, options.gigabytes)
-        print(f"{total / 1e9:.2f} GB of bfloat16 weights", flush=True)
-        timed(lambda: [path.read_bytes() for path in source.iterdir()][:0])  # in the page cache for all of them
-        steps: dict[str, Callable[[], object]] = {
-            "copy": lambda: copy(source, root / "copy"),
-            "hf-to-megatron": lambda: hf_to_megatron(source, root / "megatron"),
-            "megatron-to-hf": lambda: megatron_to_hf(root / "megatron", root / "back", shard_bytes=10**9),
-        }
-        baseline = 0.0
-        for step, run in steps.items():
-            seconds, peak = timed(run)
-            baseline = baseline or seconds
+        for folder, gigabytes in (("small", 0.0), ("large", options.gigabytes)):
+            root = Path(name) / folder
+            root.mkdir()
+            total = make_checkpoint(root / "source", gigabytes)
+            rounds = [one_round(root) for _ in range(options.rounds if folder == "large" else 1)]
+            if folder == "small":
+                shutil.rmtree(root)
+        print(f"{total / 1e9:.2f} GB of bfloat16 weights, {options.rounds} rounds")
+        for step in rounds[0]:
+            seconds = median(measured[step][0] for measured in rounds)
+            ratios = sorted(measured["copy"][0] / measured[step][0] for measured in rounds)
+            peak = max(measured[step][1] for measured in rounds)
             print(
-                f"{step:16s} {seconds:6.2f} s  {total / seconds / 1e9:5.2f} GB/s  {baseline / seconds:5.2f} of a copy"
-                f"  anonymous memory {peak / 1e9:5.2f} GB",
-                flush=True,
+                f"{step:16s} {seconds:6.2f} s  {total / seconds / 1e9:5.2f} GB/s  {median(ratios):5.2f} of a copy "
+                f"({ratios[0]:.2f} to {ratios[-1]:.2f})  anonymous memory {peak / 1e9:5.2f} GB"
             )
-        shutil.rmtree(root / "copy")
-        differences, equal = verify(source, root / "back")
+        differences, equal = verify(root / "source", root / "back")
         print(f"round trip: {equal} tensors equal bit for bit, {len(differences)} differ")
 
 

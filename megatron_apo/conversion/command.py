@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("source" if name != "inspect" else "checkpoint", type=Path)
         if name != "inspect":
             command.add_argument("target" if name != "verify" else "other", type=Path)
+        if name in ("hf-to-megatron", "verify"):
             command.add_argument("--tensor", type=int, default=1, help="tensor-parallel processes (torchrun)")
             command.add_argument("--pipeline", type=int, default=1, help="pipeline stages (torchrun)")
         if name != "hf-to-megatron":
@@ -68,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.disable(logging.WARNING)
     from megatron_apo.parallel.status import PhaseError
 
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return _run(options)
     except PhaseError:
@@ -75,9 +78,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted: nothing was left under the target's name that was not there before", file=sys.stderr)
-        return 130
+        return 143 if isinstance(error, _TerminatedError) else 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM, which ends a conversion as Ctrl-C does."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _TerminatedError
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -87,14 +100,15 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "inspect":
         print("\n".join(inspect(options.checkpoint, hf_files=options.hf_files, tensors=options.tensors)))
         return 0
-    layout = convert.Layout(options.tensor, options.pipeline)
     if options.command == "verify":
+        layout = convert.Layout(options.tensor, options.pipeline)
         differences, equal = verify(options.source, options.other, hf_files=options.hf_files, layout=layout)
         if differences or equal:  # nothing of either is known beside rank 0
             print(f"{equal} tensors equal bit for bit, {len(differences)} differ")
         print("\n".join(differences), end="\n" if differences else "")
         return 1 if differences else 0
     if options.command == "hf-to-megatron":
+        layout = convert.Layout(options.tensor, options.pipeline)
         convert.hf_to_megatron(options.source, options.target, layout=layout, force=options.force)
     else:
         if not options.shard_size > 0:
@@ -102,7 +116,6 @@ def _run(options: argparse.Namespace) -> int:
         convert.megatron_to_hf(
             options.source,
             options.target,
-            layout=layout,
             hf_files=options.hf_files,
             shard_bytes=int(options.shard_size * 1e9),
             force=options.force,

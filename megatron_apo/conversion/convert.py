@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,20 @@ from tqdm import tqdm
 from megatron_apo.config import Config
 from megatron_apo.config_loading import load_config
 from megatron_apo.conversion import megatron_files, new_directory
-from megatron_apo.conversion.safetensors_writer import DEFAULT_SHARD_BYTES, copy_other_files, total_bytes
+from megatron_apo.conversion.from_megatron import FromMegatron
+from megatron_apo.conversion.safetensors_writer import (
+    DEFAULT_SHARD_BYTES,
+    SafetensorsWriter,
+    copy_other_files,
+    total_bytes,
+)
+from megatron_apo.conversion.to_megatron import WRITERS, save_weights
+from megatron_apo.conversion.together import together
 from megatron_apo.parallel.groups import Groups, initialise, launched_processes, shut_down
 from megatron_apo.parallel.status import phase
-from megatron_apo.training.export import export_entries, write_hf
+from megatron_apo.training.export import export_entries
 from megatron_apo.training.setup import build_settings, check_model_layout
-from model_providers.qwen_vl.loading import CheckpointReader, check_tensors, checkpoint_dtype, load_hf_checkpoint
+from model_providers.qwen_vl.loading import CheckpointReader, check_tensors, checkpoint_dtype
 from model_providers.qwen_vl.model import QwenVLModel
 from model_providers.qwen_vl.shape import read_shape
 from model_providers.qwen_vl.weight_map import weight_map
@@ -39,11 +48,14 @@ class Layout:
 ONE_PROCESS = Layout()
 
 
-def _config(files: Path, dtype: torch.dtype, layout: Layout) -> Config:
+def job_config(files: Path, dtype: torch.dtype, layout: Layout | None) -> Config:
+    """Settings of this job; without a layout as many processes as there are, each for itself."""
     if dtype not in _NAMES:
         raise ValueError(f"{files}: weights of {dtype}; models are built in {' or '.join(_NAMES.values())}: cast it")
     world = launched_processes()
-    if world != layout.tensor * layout.pipeline:
+    if layout is None:
+        layout = ONE_PROCESS
+    elif world != layout.tensor * layout.pipeline:
         raise ValueError(
             f"--tensor {layout.tensor} x --pipeline {layout.pipeline} = {layout.tensor * layout.pipeline} processes, "
             f"but {world} run; start as many with torchrun --nproc-per-node"
@@ -105,26 +117,21 @@ def hf_to_megatron(source: Path, target: Path, *, layout: Layout = ONE_PROCESS, 
     Each process reads its own slices and writes them. ValueError for bad input or no room, OSError when writing fails;
     ``target`` is then what it was before.
     """
-    _, dtype = check_hf(source)
+    reader, dtype = check_hf(source)
     new_directory.check_target(target, (source,), force=force)
-    config = _config(source, dtype, layout)
+    config = job_config(source, dtype, layout)
     with job(config) as groups:
         try:
-            model = build_empty(config, source, groups)
+            with torch.device("meta"):
+                model = build_empty(config, source, groups)
             needed = total_bytes(export_entries(model), dtype)
             with phase(groups, "prepare conversion"):
                 if groups.is_controller:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    new_directory.check_space(target, needed)
-                    copied = new_directory.begin(target) / megatron_files.HUGGINGFACE
+                    copied = new_directory.prepare(target, needed) / megatron_files.HUGGINGFACE
                     copied.mkdir()
                     copy_other_files(source, copied)
-            with progress_bar(groups, 2 * needed, target.name) as progress:
-                with phase(groups, "read weights"):
-                    load_hf_checkpoint(model, source, tensor_rank=groups.tensor_rank, tensor_size=groups.tensor_size)
-                progress(needed)
-                megatron_files.save_weights(model, groups, new_directory.aside(target))
-                progress(needed)
+            with progress_bar(groups, needed, target.name) as progress:
+                save_weights(model, reader, groups, new_directory.aside(target), progress)
             with phase(groups, "finish conversion"):
                 if groups.is_controller:
                     megatron_files.read_metadata(new_directory.aside(target))
@@ -138,30 +145,58 @@ def megatron_to_hf(
     source: Path,
     target: Path,
     *,
-    layout: Layout = ONE_PROCESS,
     hf_files: str | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     force: bool = False,
 ) -> None:
-    """Writes a Hugging Face checkpoint, published names, from a Megatron one of any layout; errors as above."""
+    """Writes a Hugging Face checkpoint, published names, from a Megatron one of any layout; errors as above.
+
+    Of several processes each writes some of the shards.
+    """
     files = megatron_files.huggingface_files(source, hf_files)
     dtype = megatron_files.weights_dtype(source)
+    tensors = FromMegatron(source, read_shape(files))
     new_directory.check_target(target, (source, files), force=force)
-    config = _config(files, dtype, layout)
-    with job(config) as groups:
-        model = build_empty(config, files, groups)
-        entries = export_entries(model)
-        needed = total_bytes(entries, dtype)
-        new_directory.check_space(target, needed)
-        megatron_files.load_weights(model, source)
-        with progress_bar(groups, needed, target.name) as progress:
-            write_hf(model, groups, files, target, entries, dtype, shard_bytes=shard_bytes, progress=progress)
+    needed = total_bytes(tensors.entries, dtype)
+    with job(job_config(files, dtype, None)) as groups:
+        try:
+            with phase(groups, "prepare conversion"):
+                if groups.is_controller:
+                    new_directory.prepare(target, needed)
+                    copy_other_files(files, new_directory.aside(target))
+            with phase(groups, "write weights"), progress_bar(groups, needed, target.name) as progress:
+                _write_shards(tensors, groups, new_directory.aside(target), dtype, shard_bytes, progress)
+            with phase(groups, "finish conversion"):
+                if groups.is_controller:
+                    new_directory.publish(target)
+        finally:
+            if groups.is_controller:
+                new_directory.discard(target)
+
+
+def _write_shards(
+    tensors: FromMegatron,
+    groups: Groups,
+    partial: Path,
+    dtype: torch.dtype,
+    shard_bytes: int,
+    progress: Callable[[int], object],
+) -> None:
+    def write(number: int, progress: Callable[[int], object]) -> None:
+        share = (groups.rank * WRITERS + number, groups.world_size * WRITERS)
+        with closing(SafetensorsWriter(partial, tensors.entries, dtype, shard_bytes, share=share)) as writer:
+            for name, tensor in tensors.tensors(writer.names):
+                writer.add(name, tensor, tensors.origin(tensor))
+                progress(tensor.nbytes)
+            writer.finish()
+
+    together([functools.partial(write, number) for number in range(WRITERS)], progress)
 
 
 def open_model(directory: Path, hf_files: str | None, layout: Layout) -> tuple[Config, Path]:
     """Settings to build the Megatron checkpoint in ``directory`` with, and where its config.json is."""
     files = megatron_files.huggingface_files(directory, hf_files)
-    return _config(files, megatron_files.weights_dtype(directory), layout), files
+    return job_config(files, megatron_files.weights_dtype(directory), layout), files
 
 
 def load_model(config: Config, files: Path, directory: Path, groups: Groups) -> Any:

@@ -6,20 +6,15 @@ The directory holds Megatron's own files and ``huggingface/`` (config, tokenizer
 
 from __future__ import annotations
 
-import queue
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-
-from megatron_apo.parallel.groups import Groups
 
 HUGGINGFACE = "huggingface"
 _OF_OPTIMIZER = "optimizer."
@@ -85,19 +80,9 @@ def huggingface_files(directory: Path, given: str | None) -> Path:
     return place
 
 
-def _sharded(model: Any) -> dict[str, Any]:
+def sharded_state(model: Any) -> dict[str, Any]:
+    """What Megatron stores of the stage's weights, and where they belong in the whole model."""
     return {"model0": model.sharded_state_dict(metadata={"distrib_optim_sharding_type": "fully_reshardable"})}
-
-
-def save_weights(model: Any, groups: Groups, partial: Path) -> None:
-    """Writes the stage's weights into the existing directory ``partial``. Collective; OSError when it cannot."""
-    filesystem_async._results_queue = queue.Queue()  # see training/checkpoint.py
-    try:
-        dist_checkpointing.save(_sharded(model), str(partial))
-    except (CheckpointException, RuntimeError) as error:
-        raise OSError(f"{partial}: the weights could not be written ({error}); is the disk full?") from error
-    if groups.world_size > 1:
-        dist.barrier(group=groups.control)
 
 
 def load_weights(model: Any, directory: Path) -> None:
@@ -107,7 +92,7 @@ def load_weights(model: Any, directory: Path) -> None:
     """
     read_metadata(directory)
     try:
-        loaded = dist_checkpointing.load(_sharded(model), str(directory))
+        loaded = dist_checkpointing.load(sharded_state(model), str(directory))
     except (CheckpointingException, CheckpointException, KeyError) as error:
         raise ValueError(
             f"{directory}: does not hold the model that its config.json describes ({error}); give the config it was "

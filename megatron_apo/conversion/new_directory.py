@@ -14,8 +14,14 @@ def aside(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
+def _old(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
 def check_target(target: Path, sources: tuple[Path, ...], *, force: bool) -> None:
     """ValueError when ``target`` would be overwritten without ``force``, or would touch one of ``sources``."""
+    if not target.exists() and _old(target).exists():  # killed while it was being replaced
+        os.replace(_old(target), target)
     resolved = target.resolve()
     for source in (source.resolve() for source in sources):
         if resolved == source or resolved in source.parents or source in resolved.parents:
@@ -37,6 +43,13 @@ def check_space(target: Path, needed: int) -> None:
         )
 
 
+def prepare(target: Path, needed: int) -> Path:
+    """``begin`` if there is room for ``needed`` bytes; else ValueError, and nothing is made."""
+    check_space(target, needed)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return begin(target)
+
+
 def begin(target: Path) -> Path:
     """An empty directory beside ``target``; what an interrupted attempt left there is removed."""
     partial = aside(target)
@@ -52,7 +65,7 @@ def discard(target: Path) -> None:
 
 def publish(target: Path) -> None:
     """Gives what was written aside its name, once it is on the disk; an older ``target`` goes away after that."""
-    partial, old = aside(target), target.with_name(f".{target.name}.old")
+    partial, old = aside(target), _old(target)
     _sync(partial)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

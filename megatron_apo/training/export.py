@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from megatron_apo.conversion import new_directory
 from megatron_apo.conversion.safetensors_writer import (
     DEFAULT_SHARD_BYTES,
@@ -39,32 +37,15 @@ def export_model(
     """
     chunks = [unwrap(chunk) for chunk in state.model]
     entries, dtype = export_entries(chunks[0]), next(chunks[0].parameters()).dtype
-    write_hf(chunks, groups, Path(source), Path(target), entries, dtype, shard_bytes=shard_bytes)
-
-
-def write_hf(
-    model: Any,
-    groups: Groups,
-    source: Path,
-    target: Path,
-    entries: list[Entry],
-    dtype: torch.dtype,
-    *,
-    shard_bytes: int,
-    progress: Any = None,
-) -> None:
-    """``export_model`` of a model alone; ``progress(count)`` hears of every so many bytes written."""
+    target = Path(target)
     try:
         writer = None
         with phase(groups, "prepare export"):
             if groups.is_controller:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                new_directory.check_space(target, total_bytes(entries, dtype))
-                partial = new_directory.begin(target)
-                copy_other_files(source, partial)
+                partial = new_directory.prepare(target, total_bytes(entries, dtype))
+                copy_other_files(Path(source), partial)
                 writer = SafetensorsWriter(partial, entries, dtype, shard_bytes)
-        error = _write_all(model, groups, writer, progress)
-        exchange_status(groups, "write export", error)
+        exchange_status(groups, "write export", _write_all(chunks, groups, writer))
         with phase(groups, "finish export"):
             if writer is not None:
                 writer.finish()
@@ -74,7 +55,7 @@ def write_hf(
             new_directory.discard(target)
 
 
-def _write_all(model: Any, groups: Groups, writer: SafetensorsWriter | None, progress: Any) -> OSError | None:
+def _write_all(model: Any, groups: Groups, writer: SafetensorsWriter | None) -> OSError | None:
     """Writes what the collective iterator yields; after an error goes on iterating, for the other ranks' sake."""
     failure: OSError | None = None
     for name, tensor in export_tensors(model, groups):
@@ -84,11 +65,5 @@ def _write_all(model: Any, groups: Groups, writer: SafetensorsWriter | None, pro
             writer.add(name, tensor)
         except OSError as error:
             failure = error
-        if progress is not None:
-            progress(tensor.nbytes)
-    if failure is not None and writer is not None:
-        try:
             writer.close()
-        except OSError:  # the buffer's rest has no room either; the first error is the one to tell
-            return failure
     return failure

@@ -35,6 +35,7 @@ class CheckpointReader:
         self.directory = Path(directory)
         self._place_of: dict[str, tuple[Path, str]] = {}
         self._handles: dict[Path, Any] = {}
+        self._headers: dict[Path, tuple[int, dict[str, Any]]] = {}
         index = self.directory / INDEX
         listed = _read_index(index) if index.is_file() else None
         for path in self._files(listed):
@@ -92,6 +93,18 @@ class CheckpointReader:
     def dtype_name(self, name: str) -> str:
         """Dtype of a tensor in the spelling of safetensors ("BF16")."""
         return str(self._slice(name).get_dtype())
+
+    def origin(self, name: str, row: int = 0) -> tuple[Path, int]:
+        """File, and byte in it, at which the numbers of a tensor begin from ``row`` on."""
+        path, stored = self._place_of[name]
+        if path not in self._headers:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                self._headers[path] = 8 + length, json.loads(file.read(length))
+        start, header = self._headers[path]
+        low, high = header[stored]["data_offsets"]
+        rows = header[stored]["shape"][0] if header[stored]["shape"] else 1
+        return path, start + low + (high - low) // max(1, rows) * row
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor called ``name`` (published spelling) in the dtype of the file."""
@@ -205,7 +218,7 @@ def model_rows(model: QwenVLModel) -> dict[str, WeightRow]:
     return {row.megatron: row for row in rows}
 
 
-def _fill(parameter: torch.Tensor, row: WeightRow, reader: CheckpointReader, slices: list[Slice]) -> None:
+def fill(parameter: torch.Tensor, row: WeightRow, reader: CheckpointReader, slices: list[Slice]) -> None:
     """Copies ``slices`` to their places; each source is mapped once, over the range that they span."""
     if row.layout == "flatten":
         parameter.copy_(reader.read(row.hf[0]).flatten(1))
@@ -224,6 +237,26 @@ def _fill(parameter: torch.Tensor, row: WeightRow, reader: CheckpointReader, sli
             )
 
 
+def mapped_rows(
+    row: WeightRow, reader: CheckpointReader, slices: list[Slice], first: int, shape: tuple[int, ...]
+) -> tuple[torch.Tensor, tuple[Path, int]] | None:
+    """``shape`` numbers from row ``first`` of what ``fill`` makes, as memory of the mapped file, and their origin.
+
+    None where the file does not hold them in one piece: rows interleaved or padded, columns cut.
+    """
+    last = first + shape[0]
+    own = [cut for cut in slices if cut.dimension or (cut.place < last and first < cut.place + cut.stop - cut.start)]
+    if len(own) != 1:
+        return None
+    name, by_column = row.hf[own[0].source], own[0].dimension == 1
+    start, stop = (first, last) if by_column else (own[0].start, own[0].stop)
+    part = reader.read_range(name, 0, start, stop)
+    if row.layout == "flatten":
+        part = part.flatten(1)
+    whole = tuple(part.shape) == shape and part.is_contiguous()
+    return (part, reader.origin(name, start)) if whole else None
+
+
 def load_hf_checkpoint(model: QwenVLModel, directory: str | Path, *, tensor_rank: int, tensor_size: int) -> None:
     """Fills every parameter of this stage from the checkpoint in ``directory``, reading only what it holds.
 
@@ -235,4 +268,4 @@ def load_hf_checkpoint(model: QwenVLModel, directory: str | Path, *, tensor_rank
     with torch.no_grad():
         for name, parameter in global_parameters(model):
             row = rows[name]
-            _fill(parameter, row, reader, rank_slices(row, tuple(parameter.shape), tensor_rank, tensor_size))
+            fill(parameter, row, reader, rank_slices(row, tuple(parameter.shape), tensor_rank, tensor_size))
