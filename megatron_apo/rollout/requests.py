@@ -37,8 +37,7 @@ def check_request(prompts: Sequence[Prompt], sampling: SamplingSettings, setting
             if image.seconds_per_grid:
                 raise ValueError(
                     f"prompt {prompt.id!r}: {image.path} is a video (seconds_per_grid={image.seconds_per_grid:g}); the "
-                    "engines are given images only: leave the prompt out, or train on recorded responses "
-                    "(rollout.replay)"
+                    "engines are given images only: leave the prompt out"
                 )
 
 
