@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_providers.qwen_vl.loading import CheckpointReader, _fill
+from model_providers.qwen_vl.loading import CheckpointReader, fill
 from model_providers.qwen_vl.shape import read_shape
 from model_providers.qwen_vl.slices import Slice, rank_slices
 from model_providers.qwen_vl.weight_map import WeightRow, to_megatron, weight_map
@@ -22,7 +22,7 @@ def test_equals_the_map(tmp_path: Path, ranks: int) -> None:
         for rank in range(ranks):
             expected = to_megatron(row, [reader.read(name) for name in row.hf], rank, ranks)
             found = torch.full_like(expected, torch.nan)
-            _fill(found, row, reader, rank_slices(row, tuple(expected.shape), rank, ranks))
+            fill(found, row, reader, rank_slices(row, tuple(expected.shape), rank, ranks))
             assert torch.equal(found, expected), row.megatron
 
 
