@@ -105,9 +105,9 @@ def _wait(case: Case, children: list[int], timeout: float) -> bool:
 
 def main() -> int:
     cases = [Case(**case) for case in json.loads(sys.stdin.read())]
-    from megatron_apo.platform.megatron_on_cpu import install
+    from megatron_apo.platform.host import prepare
 
-    install()
+    prepare()
     for module in {case.function.split(":")[0] for case in cases}:
         importlib.import_module(module)  # imported once here, inherited by every rank
     for case in cases:

@@ -16,6 +16,7 @@ from tests.distributed.test_checkpoint_layouts import LOAD, SAVE
 from tests.distributed.test_layouts import MOVING, REPLAY, STILL, metrics_of
 from tests.gradients import assert_same_gradients
 
+CONVERT = "tests.distributed.conversions:command"
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "cp2": (2, ["--parallel.context=2"]),
     "pp2_uneven": (2, ["--parallel.pipeline=2", "--parallel.first_stage_layers=1"]),
@@ -59,6 +60,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, digits_task: Path) -> Path:
         cases.append(Case(SAVE, known[source][0], str(saved), writing))
         reading = {"policy": str(policy), "overrides": known[target][1], "source": str(saved)}
         cases.append(Case(LOAD, known[target][0], str(root / "checkpoints" / f"{source}-{target}"), reading))
+        converting = [
+            "megatron-to-hf",
+            str(saved / "checkpoints" / "step_000002"),
+            str(root / "converted" / source),
+            "--hf-files",
+            str(policy),
+        ]
+        cases.append(Case(CONVERT, 1, str(root / "converting" / source), {"arguments": converting}))
     run_cases(cases)
     return root
 
@@ -96,6 +105,16 @@ def test_a_checkpoint_continues_in_another_layout(runs: Path, source: str, targe
     assert set(found) == set(saved)
     for name, tensor in saved.items():
         torch.testing.assert_close(found[name], tensor, rtol=0.0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("source", [source for source, _ in CHECKPOINTS])
+def test_a_checkpoint_of_training_converts_bit_for_bit(runs: Path, source: str) -> None:
+    """Interleaved, shared sequences, sharded optimizer: to Hugging Face's form without the layout that wrote it."""
+    saved = load_file(runs / "checkpoints" / source / "at_checkpoint.safetensors")
+    found = load_file(runs / "converted" / source / "model.safetensors")
+    assert found.keys() == saved.keys()
+    for name, tensor in saved.items():
+        assert torch.equal(found[name], tensor), name
 
 
 @pytest.mark.parametrize("layout", MOVED)
