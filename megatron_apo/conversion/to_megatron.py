@@ -168,7 +168,7 @@ class _Writer(torch_checkpoint.FileSystemWriter):
                     write_bytes(file, data.getbuffer())
                 else:
                     archive = _Archive(file, data, self._parts[item.index], self._reader)
-                    torch.save(data, cast(IO[bytes], archive))
+                    archive.save()
                     progress(data.nbytes)
                 length = file.tell() - start
                 results.append(WriteResult(item.index, length, _StorageInfo(name, start, length)))
@@ -188,14 +188,28 @@ class _Archive(io.RawIOBase):
 
     def __init__(self, file: FileIO, tensor: torch.Tensor, part: _Part, reader: CheckpointReader) -> None:
         self._file, self._tensor, self._part, self._reader = file, tensor, part, reader
+        self._failure: OSError | None = None
+
+    def save(self) -> None:
+        """Writes the archive. OSError as the file system gave it: torch hides it behind one about its own position."""
+        try:
+            torch.save(self._tensor, cast(IO[bytes], self))
+        except RuntimeError:
+            if self._failure is not None:
+                raise self._failure from None
+            raise
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        if np.frombuffer(data, dtype=np.uint8).ctypes.data == self._tensor.data_ptr():
-            assert len(data) == self._tensor.nbytes
-            self._part.write(self._file, self._reader)
-        else:
-            write_bytes(self._file, data)
+        try:
+            if np.frombuffer(data, dtype=np.uint8).ctypes.data == self._tensor.data_ptr():
+                assert len(data) == self._tensor.nbytes
+                self._part.write(self._file, self._reader)
+            else:
+                write_bytes(self._file, data)
+        except OSError as error:
+            self._failure = error
+            raise
         return len(data)
