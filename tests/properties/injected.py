@@ -5,6 +5,7 @@ A rank applies one to its own process before it builds anything; nothing is undo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -81,12 +82,27 @@ def restart_positions() -> None:
     _positions(restarted)
 
 
+def restart_at_every_boundary() -> None:
+    """Each packed sequence takes the row's first positions, as Megatron's rotary code for "thd" does."""
+    build = microbatches.build_microbatch
+
+    def restarted(*arguments: Any, **settings: Any) -> Any:
+        batch = build(*arguments, **settings)
+        positions = batch.position_ids_3T.clone()
+        for start, end in itertools.pairwise(batch.cu_seqlens.tolist()):
+            positions[:, start:end] = batch.position_ids_3T[:, : end - start]
+        return replace(batch, position_ids_3T=positions)
+
+    microbatches.build_microbatch = restarted  # type: ignore[assignment]
+
+
 BUGS: dict[str, Callable[[], None]] = {
     "swap query and key": swap_query_and_key,
     "leave a bias at zero": leave_a_bias_at_zero,
     "skip the window permutation": skip_the_window_permutation,
     "drop the seconds of videos": drop_the_seconds_of_videos,
     "restart positions": restart_positions,
+    "restart positions at every boundary": restart_at_every_boundary,
 }
 
 

@@ -86,14 +86,14 @@ def line_of(draw: Draw, result: dict[str, Any]) -> str:
     return (
         f"{'FAILED ' + failure(result) if failure(result) else 'ok'}: logits {result['logits']:.1e} (noise "
         f"{result['logits_noise']:.1e}), gradients {result['gradients']:.1e} {result['worst']} (noise "
-        f"{result['gradients_noise']:.1e}); {draw}"
+        f"{result['gradients_noise']:.1e}), copies {result['copies']:.1e}; {draw}"
     )
 
 
 def summary(results: list[tuple[Draw, dict[str, Any]]], refused: int, failed: int, seconds: float) -> str:
     """Worst, median and how many draws had what."""
     lines = [f"{len(results)} draws, {failed} failed, {refused} impossible layouts refused, {seconds:.0f} s"]
-    for name in ("logits", "logits_noise", "gradients", "gradients_noise"):
+    for name in ("logits", "logits_noise", "gradients", "gradients_noise", "copies"):
         values = [result[name] for _, result in results] or [float("nan")]
         lines.append(f"{name}: largest {max(values):.1e}, median {statistics.median(values):.1e}")
     counts = Counter(factor for draw, _ in results for factor in draw.factors())

@@ -24,6 +24,7 @@ from megatron_apo.training.forward_step import run_model, unwrap
 from megatron_apo.training.microbatches import pack_microbatch, run_schedule
 from megatron_apo.training.setup import build_training_state
 from megatron_apo.weight_sync.export import export_tensors, main_gradients
+from model_providers.qwen_vl.loading import global_parameters, model_rows
 from model_providers.qwen_vl.weight_map import published_name
 from tests.gradients import BOUND, largest_error
 from tests.properties.draws import END, IMAGE, START, TEXT_TOKENS, VIDEO, Draw, draw_case
@@ -34,7 +35,7 @@ register_missing_operators()  # before transformers is first imported
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration  # noqa: E402, F401 - warm
 
 Tensors = dict[str, torch.Tensor]
-LIMITS = {"logits": 1e-4, "gradients": BOUND}
+LIMITS = {"logits": 1e-4, "gradients": BOUND, "copies": BOUND}
 
 
 def _generator(*key: object) -> torch.Generator:
@@ -171,7 +172,35 @@ def _run_layout(draw: Draw, checkpoint: Path, groups: Groups, parts: Path) -> Te
     if kept:
         save_file(kept, parts / f"logits_{groups.rank}.safetensors")
     chunks = [unwrap(chunk) for chunk in state.model]
+    (parts / f"copies_{groups.rank}.json").write_text(json.dumps(_fingerprints(chunks, groups)))
     return {name: tensor.clone() for name, tensor in export_tensors(chunks, groups, main_gradients)}
+
+
+def _fingerprints(chunks: list[Any], groups: Groups) -> dict[str, list[float]]:
+    """Norm and a random projection of each of this rank's gradients, by its tensor and, if cut, the tensor rank."""
+    found = {}
+    for chunk in chunks:
+        rows = model_rows(chunk)
+        for name, parameter in global_parameters(chunk):
+            gradient, row = main_gradients(parameter).double().flatten(), rows[name]
+            probe = torch.randn(gradient.shape, generator=_generator("probe"), dtype=torch.float64)
+            part = "" if row.cut is None else f" of tensor rank {groups.tensor_rank}"
+            found[row.hf[0] + part] = [float(gradient.norm()), float(gradient @ probe)]
+    return found
+
+
+def _largest_difference_of_copies(parts: Path) -> float:
+    """Of what several ranks hold of one gradient, relative as ``largest_error``: the comparison reads one of them."""
+    copies: dict[str, list[torch.Tensor]] = {}
+    for file in parts.glob("copies_*.json"):
+        for name, fingerprint in json.loads(file.read_text()).items():
+            copies.setdefault(name, []).append(torch.tensor(fingerprint, dtype=torch.float64))
+    total = math.sqrt(sum(float(found[0][0]) ** 2 for found in copies.values()))
+    return max(
+        float((other - found[0]).abs().max()) / max(float(found[0][0]), 1e-3 * total)
+        for found in copies.values()
+        for other in found
+    )
 
 
 def _whole_logits(draw: Draw, parts: Path) -> list[torch.Tensor]:
@@ -199,6 +228,7 @@ def compare(draw: Draw, checkpoint: Path, gradients: Tensors, parts: Path) -> di
         "logits_noise": max(float((wanted - true).abs().max()) for _, wanted, true in pairs),
         "gradients": error,
         "worst": worst,
+        "copies": _largest_difference_of_copies(parts),
         "gradients_noise": largest_error(expected, exact)[0],
     }
 
