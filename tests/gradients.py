@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 BOUND = 1e-5
+
+
+def largest(values: Iterable[float]) -> float:
+    """The largest value, NaN if any is: Python's own ``max`` passes over a NaN that is not the first."""
+    return max(values, key=lambda value: math.inf if math.isnan(value) else value)
 
 
 def largest_error(
@@ -25,7 +31,7 @@ def largest_error(
         name: float((found[name].double() - g.double()).norm() / max(float(g.double().norm()), 1e-3 * total))
         for name, g in reference.items()
     }
-    worst = max(errors, key=lambda name: errors[name])
+    worst = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
     return errors[worst], worst
 
 

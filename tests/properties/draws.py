@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ from megatron_apo.config import ParallelConfig
 IMAGE, VIDEO, START, END = 290, 291, 292, 293
 TEXT_TOKENS = 280  # ids below it are text
 MERGE = 2
+PRIMES = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 6: (2, 3), 8: (2, 2, 2)}
 Grid = tuple[int, int, int]
 
 
@@ -35,7 +37,9 @@ class Sequence:
 @dataclass(frozen=True)
 class Draw:
     """``form``: "packed", "padded" (every sequence to a multiple of 16 tokens more than it needs) or "alone" (a
-    microbatch each). ``microbatches[d][m]``: sequences of microbatch m on data rank d."""
+    microbatch each). ``microbatches[d][m]``: sequences of microbatch m on data rank d. ``head``: "model" compares its
+    logits, "trainer" the log-probabilities and entropies of the responses as the trainer computes them, at
+    ``temperature`` and ``chunk`` tokens at a time."""
 
     number: int
     family: str
@@ -45,7 +49,11 @@ class Draw:
     world: int
     parallel: ParallelConfig
     recompute: str
+    vision_ffn_multiple: int
     form: str
+    head: str
+    temperature: float
+    chunk: int
     sequences: tuple[Sequence, ...]
     microbatches: tuple[tuple[tuple[int, ...], ...], ...]
 
@@ -54,17 +62,25 @@ class Draw:
         parallel = self.parallel
         return self.world // (parallel.tensor * parallel.pipeline * parallel.context)
 
+    @property
+    def vision_ffn(self) -> int:
+        """Rows of the vision tower's feed-forward in the checkpoint."""
+        if self.family == "qwen2_vl":
+            return int(self.vision["embed_dim"] * self.vision["mlp_ratio"])
+        return int(self.vision["intermediate_size"])
+
     def factors(self) -> list[str]:
         """What a sweep counts its draws by."""
         parallel, visuals = self.parallel, [v for s in self.sequences for v in s.visuals]
         sizes = {"TP": parallel.tensor, "PP": parallel.pipeline, "CP": parallel.context, "DP": self.data}
-        found = [self.family, self.form, f"recompute {self.recompute}", f"world {self.world}"]
+        found = [self.family, self.form, f"recompute {self.recompute}", f"world {self.world}", f"{self.head}'s head"]
         found += [f"{name} {size}" for name, size in sizes.items() if size > 1]
         told = {
             "interleaved": parallel.virtual_pipeline > 1,
             "uneven first stage": parallel.first_stage_layers > 0,
             "sequence parallelism": parallel.sequence,
             "KV heads < TP": self.text["num_key_value_heads"] < parallel.tensor,
+            "vision FFN padded": self.vision_ffn % math.lcm(parallel.tensor, self.vision_ffn_multiple) > 0,
             "video": any(v.seconds for v in visuals),
             "still image": any(not v.seconds for v in visuals),
             "28 x 28 image": any(v.grid == (1, MERGE, MERGE) for v in visuals),
@@ -80,19 +96,21 @@ class Draw:
         grids = [[(*v.grid, v.seconds) if v.seconds else v.grid for v in s.visuals] for s in self.sequences]
         return (
             f"draw {self.number}: {self.family} {self.text} {self.vision} tied={self.tied} world={self.world} "
-            f"{parallel} recompute={self.recompute} {self.form} images={grids} microbatches={self.microbatches}"
+            f"{parallel} recompute={self.recompute} vision_ffn_multiple={self.vision_ffn_multiple} {self.form} "
+            f"head={self.head} temperature={self.temperature} chunk={self.chunk} images={grids} "
+            f"microbatches={self.microbatches}"
         )
 
 
 def _text(dice: random.Random) -> dict[str, Any]:
-    heads, size = dice.choice([2, 4, 8]), dice.choice([8, 16, 32])
+    heads, size = dice.choice([2, 4, 4, 8]), dice.choice([8, 16, 32])
     if heads * size > 128:
         size = 16
     sections = {8: [1, 1, 2], 16: [2, 3, 3], 32: [4, 6, 6]}[size]
     return dict(
         vocab_size=dice.choice([301, 304, 323]),
         hidden_size=heads * size,
-        num_hidden_layers=dice.choice([2, 3, 4, 4, 6]),
+        num_hidden_layers=dice.choice([2, 3, 4, 4, 6, 8]),
         num_attention_heads=heads,
         num_key_value_heads=dice.choice([n for n in (1, 2, 4, 8) if heads % n == 0]),
         intermediate_size=dice.choice([48, 88, 90, 184]),
@@ -107,7 +125,8 @@ def _text(dice: random.Random) -> dict[str, Any]:
 
 
 def _vision(dice: random.Random, family: str, hidden: int) -> dict[str, Any]:
-    heads, size, depth, patch = dice.choice([2, 4]), dice.choice([8, 16]), dice.choice([2, 3, 4]), dice.choice([4, 14])
+    heads, size = dice.choice([2, 4, 4, 8]), dice.choice([8, 16])
+    depth, patch = dice.choice([2, 3, 4]), dice.choice([4, 14])
     common = dict(
         depth=depth, num_heads=heads, patch_size=patch, spatial_merge_size=MERGE, in_channels=3, temporal_patch_size=2
     )
@@ -129,7 +148,7 @@ def _visual(dice: random.Random, name: str, tokens_per_second: int) -> Visual:
     if kind < 0.15:
         height = width = MERGE
     elif kind < 0.3:
-        height, width = dice.choice([(MERGE, MERGE * 50), (MERGE * 40, MERGE)])
+        height, width = dice.choice([(MERGE, MERGE * 100), (MERGE * 40, MERGE)])
     if dice.random() > 0.3:
         return Visual(name, (1, height, width))
     time, seconds = dice.randint(1, 4), dice.choice([0.1, 0.5, 0.75, 1.0, 2.0])
@@ -149,21 +168,23 @@ def _sequences(dice: random.Random, tokens_per_second: int) -> tuple[Sequence, .
 
 
 def layout_of(dice: random.Random, largest_world: int) -> tuple[int, ParallelConfig]:
-    """Any layout of up to ``largest_world`` processes, possible or not."""
-    sizes = [1, 1, 2, 2, 4]
-    while True:
-        tensor, pipeline, context, data = (dice.choice(sizes) for _ in range(4))
-        if tensor * pipeline * context * data <= largest_world:
-            break
+    """Any layout of up to ``largest_world`` processes, possible or not; often one size has several of their primes."""
+    world = dice.choice([size for size in (1, 2, 2, 3, 4, 4, 4, 6, 8, 8, 8, 8, 8) if size <= largest_world])
+    sizes, kind = {"tensor": 1, "pipeline": 1, "context": 1, "data": 1}, ""
+    for prime in PRIMES[world]:
+        if not kind or dice.random() > 0.4:
+            kind = dice.choice(list(sizes))
+        sizes[kind] *= prime
+    tensor, pipeline = sizes["tensor"], sizes["pipeline"]
     parallel = ParallelConfig(
         tensor=tensor,
         pipeline=pipeline,
-        context=context,
+        context=sizes["context"],
         sequence=tensor > 1 and dice.random() < 0.5,
-        virtual_pipeline=dice.choice([1, 1, 2, 3]) if pipeline > 1 else 1,
+        virtual_pipeline=dice.choice([1, 2, 2, 3]) if pipeline > 1 else 1,
         first_stage_layers=dice.choice([0, 0, 1, 2]) if pipeline > 1 else 0,
     )
-    return tensor * pipeline * context * data, parallel
+    return world, parallel
 
 
 def _deal(dice: random.Random, draw: Draw) -> Draw:
@@ -200,7 +221,11 @@ def draw_case(number: int, *, largest_world: int = 4, attempt: int = 0) -> Draw:
         world=1,
         parallel=ParallelConfig(),
         recompute=dice.choice(["none", "none", "selective", "full"]),
+        vision_ffn_multiple=dice.choice([1, 1, 8, 16]),
         form=dice.choice(["packed", "packed", "padded", "alone"]),
+        head=dice.choice(["model", "trainer"]),
+        temperature=dice.choice([0.7, 1.0, 1.3]),
+        chunk=dice.choice([1, 7, 1024]),
         sequences=_sequences(dice, vision.get("tokens_per_second", 0)),
         microbatches=(),
     )

@@ -1,4 +1,4 @@
-"""Any model, any inputs, any layout: logits and every gradient equal transformers'.
+"""Any model, any inputs, any layout: outputs and every gradient equal transformers'.
 
     python -m tests.properties.layouts --draws 500 [--first 0] [--largest-world 8] [--log FILE]
 
@@ -31,6 +31,7 @@ prepare()
 from megatron_apo.training.setup import check_shape_layout  # noqa: E402 - after prepare
 from model_providers.qwen_vl.shape import read_shape  # noqa: E402
 from tests.distributed.launcher import Case, run_cases  # noqa: E402
+from tests.gradients import largest  # noqa: E402
 from tests.properties.draws import Draw, draw_case  # noqa: E402
 from tests.properties.ranks import LIMITS, hf_config  # noqa: E402
 
@@ -84,8 +85,8 @@ def failure(result: dict[str, Any]) -> str:
 def line_of(draw: Draw, result: dict[str, Any]) -> str:
     """One line of the log."""
     return (
-        f"{'FAILED ' + failure(result) if failure(result) else 'ok'}: logits {result['logits']:.1e} (noise "
-        f"{result['logits_noise']:.1e}), gradients {result['gradients']:.1e} {result['worst']} (noise "
+        f"{'FAILED ' + failure(result) if failure(result) else 'ok'}: outputs {result['outputs']:.1e} (noise "
+        f"{result['outputs_noise']:.1e}), gradients {result['gradients']:.1e} {result['worst']} (noise "
         f"{result['gradients_noise']:.1e}), copies {result['copies']:.1e}; {draw}"
     )
 
@@ -93,9 +94,9 @@ def line_of(draw: Draw, result: dict[str, Any]) -> str:
 def summary(results: list[tuple[Draw, dict[str, Any]]], refused: int, failed: int, seconds: float) -> str:
     """Worst, median and how many draws had what."""
     lines = [f"{len(results)} draws, {failed} failed, {refused} impossible layouts refused, {seconds:.0f} s"]
-    for name in ("logits", "logits_noise", "gradients", "gradients_noise", "copies"):
+    for name in ("outputs", "outputs_noise", "gradients", "gradients_noise", "copies"):
         values = [result[name] for _, result in results] or [float("nan")]
-        lines.append(f"{name}: largest {max(values):.1e}, median {statistics.median(values):.1e}")
+        lines.append(f"{name}: largest {largest(values):.1e}, median {statistics.median(values):.1e}")
     counts = Counter(factor for draw, _ in results for factor in draw.factors())
     lines += [f"{count:5d}  {factor}" for factor, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     return "\n".join(lines)
@@ -109,7 +110,8 @@ def main() -> int:
     parser.add_argument("--largest-world", type=int, default=8, metavar="N", help="processes at most (default: 8)")
     parser.add_argument("--log", type=Path, metavar="FILE", help="where a line per draw and the summary go")
     options = parser.parse_args()
-    started, results, refused, failed = time.monotonic(), [], 0, 0
+    started, refused, failed = time.monotonic(), 0, 0
+    results: list[tuple[Draw, dict[str, Any]]] = []
     lines: list[str] = []
     numbers = list(range(options.first, options.first + options.draws))
     with tqdm(total=len(numbers), unit="draw") as bar:

@@ -1,6 +1,9 @@
-"""What the ranks of a draw run: the layout's logits and gradients, held against transformers' on rank 0.
+"""What the ranks of a draw run: the layout's outputs and gradients, held against transformers' on rank 0.
 
-Shape suffixes: T packed tokens of this rank, V vocabulary.
+A sequence's outputs are its logits [tokens, V] or, from the trainer's head, the log-probability and the entropy of
+each token of its response [response, 2].
+
+Shape suffixes: T packed tokens of this rank, V vocabulary, R response tokens of this rank.
 """
 
 from __future__ import annotations
@@ -20,13 +23,13 @@ from safetensors.torch import load_file, save_file
 from megatron_apo.parallel.groups import Groups, initialise, shut_down
 from megatron_apo.platform.torchvision_cpu import register_missing_operators
 from megatron_apo.records import Microbatch, PromptImage, TrainingSample
-from megatron_apo.training.forward_step import run_model, unwrap
-from megatron_apo.training.microbatches import pack_microbatch, run_schedule
+from megatron_apo.training.forward_step import HeadSettings, response_logprobs, run_model, unwrap
+from megatron_apo.training.microbatches import pack_microbatch, response_places, run_schedule
 from megatron_apo.training.setup import build_training_state
 from megatron_apo.weight_sync.export import export_tensors, main_gradients
 from model_providers.qwen_vl.loading import global_parameters, model_rows
 from model_providers.qwen_vl.weight_map import published_name
-from tests.gradients import BOUND, largest_error
+from tests.gradients import BOUND, largest, largest_error
 from tests.properties.draws import END, IMAGE, START, TEXT_TOKENS, VIDEO, Draw, draw_case
 from tests.unit.model_providers.reference import randomise, transformers_logits_of, transformers_model
 from tests.unit.training.jobs import job_config
@@ -35,7 +38,8 @@ register_missing_operators()  # before transformers is first imported
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration  # noqa: E402, F401 - warm
 
 Tensors = dict[str, torch.Tensor]
-LIMITS = {"logits": 1e-4, "gradients": BOUND, "copies": BOUND}
+FORBIDDEN = (IMAGE, VIDEO, START, END)  # what the sampler never draws
+LIMITS = {"outputs": 1e-4, "gradients": BOUND, "copies": BOUND}
 
 
 def _generator(*key: object) -> torch.Generator:
@@ -66,7 +70,10 @@ def pixels_of(draw: Draw, name: str, grid: tuple[int, int, int]) -> torch.Tensor
 
 
 def loss_weights(draw: Draw, place: int, length: int) -> torch.Tensor:
-    """float32 [length, V]: the loss is the sum of logits times these, every one of its own size."""
+    """float32 [length, V]: the loss is the sum of logits times these, every one of its own size.
+
+    From the trainer's head, of log-probabilities times the first ones of these.
+    """
     return torch.randn(length, draw.text["vocab_size"], generator=_generator(draw.number, "loss", place))
 
 
@@ -97,19 +104,36 @@ def hf_config(draw: Draw) -> Any:
 
 
 def reference(draw: Draw, directory: Path, dtype: torch.dtype) -> tuple[list[torch.Tensor], Tensors]:
-    """transformers' logits of each sequence, and its gradients by published name."""
+    """transformers' outputs of each sequence, and its gradients by published name."""
     model = transformers_model(directory, dtype)
     found = []
     for place, (sample, sequence) in enumerate(zip(samples_of(draw), draw.sequences, strict=True)):
         shown = [(pixels_of(draw, v.name, v.grid), v.grid, v.seconds) for v in sequence.visuals]
         logits = transformers_logits_of(model, sample.prompt_ids + sample.response_ids, shown)
-        (logits * loss_weights(draw, place, len(logits)).to(dtype)).sum().backward()
-        found.append(logits.detach())
+        weights = loss_weights(draw, place, len(logits)).to(dtype)
+        if draw.head == "model":
+            (logits * weights).sum().backward()
+            found.append(logits.detach())
+        else:
+            response = torch.tensor(sample.response_ids)
+            logprobs, entropy = _plain_head(logits[-len(response) - 1 : -1], response, draw.temperature)
+            (logprobs * weights[: len(response), 0]).sum().backward()
+            found.append(torch.stack([logprobs.detach(), entropy], dim=1))
     gradients = {
         published_name(name): torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for name, parameter in model.named_parameters()
     }
     return found, gradients
+
+
+def _plain_head(
+    logits_RV: torch.Tensor, response_R: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability and entropy [R] of the distribution that a sampler draws from."""
+    allowed_V = torch.ones(logits_RV.shape[1], dtype=torch.bool).index_fill(0, torch.tensor(FORBIDDEN), False)
+    distribution = torch.distributions.Categorical(logits=logits_RV[:, allowed_V] / temperature)
+    index_R = allowed_V.long().cumsum(0)[response_R] - 1
+    return distribution.log_prob(index_R), distribution.entropy().detach()
 
 
 def _places(batch: Microbatch, samples: list[TrainingSample]) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
@@ -121,35 +145,72 @@ def _places(batch: Microbatch, samples: list[TrainingSample]) -> Iterator[tuple[
         yield index, rows, token_T[rows]
 
 
+def _logits_loss(
+    logits: torch.Tensor, batch: Microbatch, draw: Draw, groups: Groups, samples: list[TrainingSample], kept: Tensors
+) -> torch.Tensor:
+    """Its part of the sum over logits times ``loss_weights``; the logits go to ``kept``."""
+    logits_TV, width = logits[0], logits.shape[-1]
+    first = groups.tensor_rank * width
+    total = logits_TV.sum() * 0.0
+    for index, rows, tokens in _places(batch, samples):
+        weights = loss_weights(draw, index, samples[index].length)[tokens, first : first + width]
+        real = logits_TV[rows, : weights.shape[1]]  # without the vocabulary's padding
+        total = total + (real * weights).sum()
+        kept[f"{index}/{first}/{groups.context_rank}"] = real.detach().contiguous()
+        kept[f"{index}/{first}/{groups.context_rank}/tokens"] = tokens
+    return total
+
+
+def _logprobs_loss(
+    logprobs_R: torch.Tensor,
+    entropy_R: torch.Tensor,
+    batch: Microbatch,
+    draw: Draw,
+    groups: Groups,
+    samples: list[TrainingSample],
+    kept: Tensors,
+) -> torch.Tensor:
+    """Its part of the sum over log-probabilities times ``loss_weights``; both outputs go to ``kept``."""
+    index_R, token_R = response_places(batch, samples)
+    total = logprobs_R.sum() * 0.0
+    for index in batch.sample_indices:
+        rows = (index_R == index).nonzero().squeeze(1)
+        weights = loss_weights(draw, index, samples[index].length)[token_R[rows], 0]
+        total = total + (logprobs_R[rows] * weights).sum()
+        found = torch.stack([logprobs_R[rows].detach(), entropy_R[rows]], dim=1)
+        kept[f"{index}/0/{groups.context_rank}"] = found
+        kept[f"{index}/0/{groups.context_rank}/tokens"] = token_R[rows]
+    return total
+
+
 def _forward_step(
     draw: Draw, groups: Groups, samples: list[TrainingSample], kept: Tensors
 ) -> Callable[[Iterator[Microbatch], Any], tuple[Any, Any]]:
-    """Runs a microbatch; its loss is its part of the sum over logits times ``loss_weights``."""
+    """Runs a microbatch; its loss is its part of the draw's loss."""
     counts = len(draw.microbatches[0]) * groups.data_size * groups.context_size
+    head = HeadSettings(draw.temperature, FORBIDDEN, draw.text["vocab_size"], draw.chunk)
 
-    def loss(logits: torch.Tensor, batch: Microbatch) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-        logits_TV, width = logits[0], logits.shape[-1]
-        first = groups.tensor_rank * width
-        total = logits_TV.sum() * 0.0
-        for index, rows, tokens in _places(batch, samples):
-            weights = loss_weights(draw, index, samples[index].length)[tokens, first : first + width]
-            real = logits_TV[rows, : weights.shape[1]]  # without the vocabulary's padding
-            total = total + (real * weights).sum()
-            kept[f"{index}/{groups.tensor_rank}/{groups.context_rank}"] = real.detach().contiguous()
-            kept[f"{index}/{groups.tensor_rank}/{groups.context_rank}/tokens"] = tokens
+    def loss(output: torch.Tensor, model: Any, batch: Microbatch) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        if draw.head == "model":
+            total = _logits_loss(output, batch, draw, groups, samples, kept)
+        else:
+            found = response_logprobs(output, model, batch, head, groups)
+            total = _logprobs_loss(*found, batch, draw, groups, samples, kept)
         # Megatron divides every gradient by the sum of these counts: times it, nothing is divided.
         return total * counts, torch.tensor(1, dtype=torch.int), {}
 
     def forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[Any, Any]:
         batch = next(iterator)
-        return run_model(model, batch, groups, output="logits"), partial(loss, batch=batch)
+        output = run_model(model, batch, groups, output="logits" if draw.head == "model" else "hidden")
+        return output, partial(loss, model=model, batch=batch)
 
     return forward_step
 
 
 def _run_layout(draw: Draw, checkpoint: Path, groups: Groups, parts: Path) -> Tensors:
-    """This layout's gradients (on rank 0), and its logits in ``parts``, as each rank has them."""
-    overrides = [f"--parallel.{key}={json.dumps(value)}" for key, value in vars(draw.parallel).items()]
+    """This layout's gradients (on rank 0), and its outputs in ``parts``, as each rank has them."""
+    overrides = [f"--model.vision_ffn_multiple={draw.vision_ffn_multiple}"]
+    overrides += [f"--parallel.{key}={json.dumps(value)}" for key, value in vars(draw.parallel).items()]
     config = job_config(checkpoint, f"--model.recompute={draw.recompute}", *overrides)
     state = build_training_state(config, groups, updates=1, reference=False)
     samples, kept = samples_of(draw), Tensors()
@@ -170,7 +231,7 @@ def _run_layout(draw: Draw, checkpoint: Path, groups: Groups, parts: Path) -> Te
         chunk.zero_grad_buffer()
     run_schedule(state.model, _forward_step(draw, groups, samples, kept), batches)
     if kept:
-        save_file(kept, parts / f"logits_{groups.rank}.safetensors")
+        save_file(kept, parts / f"outputs_{groups.rank}.safetensors")
     chunks = [unwrap(chunk) for chunk in state.model]
     (parts / f"copies_{groups.rank}.json").write_text(json.dumps(_fingerprints(chunks, groups)))
     return {name: tensor.clone() for name, tensor in export_tensors(chunks, groups, main_gradients)}
@@ -196,36 +257,35 @@ def _largest_difference_of_copies(parts: Path) -> float:
         for name, fingerprint in json.loads(file.read_text()).items():
             copies.setdefault(name, []).append(torch.tensor(fingerprint, dtype=torch.float64))
     total = math.sqrt(sum(float(found[0][0]) ** 2 for found in copies.values()))
-    return max(
+    return largest(
         float((other - found[0]).abs().max()) / max(float(found[0][0]), 1e-3 * total)
         for found in copies.values()
         for other in found
     )
 
 
-def _whole_logits(draw: Draw, parts: Path) -> list[torch.Tensor]:
-    """Logits [tokens, V] of each sequence, put together from all ranks' parts; NaN where none has any."""
-    found = [torch.full((sample.length, draw.text["vocab_size"]), torch.nan) for sample in samples_of(draw)]
-    width = -(-draw.text["vocab_size"] // draw.parallel.tensor)
-    for file in parts.glob("logits_*.safetensors"):
+def _whole_outputs(like: list[torch.Tensor], parts: Path) -> list[torch.Tensor]:
+    """The outputs of each sequence, put together from all ranks' parts; NaN where none has any."""
+    found = [torch.full_like(outputs, torch.nan) for outputs in like]
+    for file in parts.glob("outputs_*.safetensors"):
         tensors = load_file(file)
         for key, tokens in tensors.items():
             if key.endswith("/tokens"):
-                index, tensor_rank, _, _ = key.split("/")
-                part, first = tensors[key.removesuffix("/tokens")], int(tensor_rank) * width
-                found[int(index)][tokens, first : first + part.shape[1]] = part
+                index, first, _, _ = key.split("/")
+                part = tensors[key.removesuffix("/tokens")]
+                found[int(index)][tokens, int(first) : int(first) + part.shape[1]] = part
     return found
 
 
 def compare(draw: Draw, checkpoint: Path, gradients: Tensors, parts: Path) -> dict[str, Any]:
     """Errors of the layout against transformers in float32, and the noise of float32 itself against float64."""
-    logits, expected = reference(draw, checkpoint, torch.float32)
-    exact_logits, exact = reference(draw, checkpoint, torch.float64)
+    outputs, expected = reference(draw, checkpoint, torch.float32)
+    exact_outputs, exact = reference(draw, checkpoint, torch.float64)
     error, worst = largest_error(gradients, expected)
-    pairs = list(zip(_whole_logits(draw, parts), logits, exact_logits, strict=True))
+    triples = list(zip(_whole_outputs(outputs, parts), outputs, exact_outputs, strict=True))
     return {
-        "logits": max(float((found - wanted).abs().max()) for found, wanted, _ in pairs),
-        "logits_noise": max(float((wanted - true).abs().max()) for _, wanted, true in pairs),
+        "outputs": largest([float((found - wanted).abs().max()) for found, wanted, _ in triples]),
+        "outputs_noise": largest([float((wanted - true).abs().max()) for _, wanted, true in triples]),
         "gradients": error,
         "worst": worst,
         "copies": _largest_difference_of_copies(parts),
