@@ -115,8 +115,9 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class AdvantageConfig:
-    """Group-relative advantage (r - mean) / (std + epsilon)."""
+    """Group-relative advantage (r - baseline) / (std + epsilon)."""
 
+    baseline: str = "group"  # group: the mean of all | leave_one_out: the mean of the others (RLOO)
     scale: bool = True  # divide by the standard deviation
     unbiased: bool = True  # ddof 1
     epsilon: float = 1e-9
@@ -149,7 +150,19 @@ class KlConfig:
     minimum: float = 0.0  # grpo_d
     maximum: float = 0.0  # grpo_d
     exploration_steps: int = 0  # grpo_d: steps of falling coefficient
-    reduction: str = "sequence_mean"  # sequence_mean | token_mean
+    exploration_share: float = 0.0  # grpo_d: the same as a share of run.steps; instead of exploration_steps
+    placement: str = "loss"  # loss | reward: subtracted from each response's reward, summed over its tokens
+    reduction: str = "sequence_mean"  # sequence_mean | token_mean; in the loss
+
+
+@dataclass(frozen=True)
+class MismatchConfig:
+    """Importance weights trainer / engine of the sampled tokens, for what the engine's own arithmetic changed."""
+
+    correction: str = "none"  # none | truncate: weights up to ``upper`` | mask: none outside [lower, upper]
+    level: str = "token"  # token | sequence: the product over a response's tokens; of the metrics too
+    upper: float = 2.0
+    lower: float = 0.0  # mask only
 
 
 @dataclass(frozen=True)
@@ -161,9 +174,14 @@ class ObjectiveConfig:
     stcr: StcrConfig = field(default_factory=StcrConfig)
     dads: DadsConfig = field(default_factory=DadsConfig)
     kl: KlConfig = field(default_factory=KlConfig)
+    mismatch: MismatchConfig = field(default_factory=MismatchConfig)
+    importance: str = "token"  # ratio of the clipped loss: of a token | sequence: geometric mean of a response (GSPO)
     clip_low: float = 0.2
     clip_high: float = 0.2
-    reduction: str = "token_mean"  # of the policy loss: token_mean | sequence_mean
+    # Of the policy loss: token_mean | sequence_mean | sequence_sum | constant (sequence_sum / sampling.max_tokens) |
+    # microbatch_token_mean (mean over microbatches of their token means).
+    reduction: str = "token_mean"
+    microbatch_sequences: int = 2  # microbatch_token_mean: responses of a microbatch, in their order; no matter how cut
     mask_truncated: bool = False  # leave responses without an end token out of the loss
     drop_zero_variance: bool = False  # leave groups whose rewards are all equal out of the loss
     old_logprobs: str = "trainer"  # trainer | engine

@@ -13,8 +13,9 @@ from typing import Protocol
 from megatron_apo.config import Config
 from megatron_apo.data.distribution import distribute
 from megatron_apo.data.prompts import PromptStream
-from megatron_apo.objective.objective import kl_coefficient
-from megatron_apo.objective.samples import ShapedStep, shape_step
+from megatron_apo.objective.mismatch import mismatch_metrics
+from megatron_apo.objective.objective import kl_coefficient, needs_reference
+from megatron_apo.objective.samples import ShapedStep, scoring_samples, shape_step
 from megatron_apo.observability.metrics import rollout_metrics
 from megatron_apo.observability.timers import PhaseTimer
 from megatron_apo.parallel.groups import Groups
@@ -118,8 +119,42 @@ def _plan(parts: LoopParts, shaped: ShapedStep, step: int) -> list[ReplicaWork]:
         data_parallel=parts.groups.data_size,
         sequence_multiple=config.parallel.sequence_multiple,
         microbatch_multiple=config.parallel.microbatch_multiple,
-        scalars={"kl_coefficient": kl_coefficient(config.objective, step - 1, config.run.steps)},
+        scalars={"kl_coefficient": 0.0 if config.objective.kl.placement == "reward" else _kl_coefficient(config, step)},
     )
+
+
+def _kl_coefficient(config: Config, step: int) -> float:
+    return kl_coefficient(config.objective, step - 1, config.run.steps)
+
+
+def _reward_penalties(
+    parts: LoopParts, drawn: Sequence[RolloutGroup], step: int, timer: PhaseTimer
+) -> tuple[list[list[float]], dict[str, float]]:
+    """What a KL in the reward takes off each response's, by group, and its metrics; collective."""
+    config, works = parts.config, None
+    if parts.controller is not None:
+        samples = scoring_samples(drawn)
+        works = distribute(
+            samples,
+            [range(len(samples))],
+            tokens_per_microbatch=config.training.tokens_per_microbatch,
+            data_parallel=parts.groups.data_size,
+            sequence_multiple=config.parallel.sequence_multiple,
+            microbatch_multiple=config.parallel.microbatch_multiple,
+            scalars={"samples": float(len(samples))},
+        )
+    with timer.phase("reference"):
+        divergences = parts.trainer.sequence_kl(scatter_work(works, parts.groups))
+    if not drawn:
+        return [], {}
+    coefficient, rest = _kl_coefficient(config, step), iter(divergences)
+    tokens = sum(len(rollout.token_ids) for group in drawn for rollout in group.rollouts)
+    metrics = {
+        "kl/coefficient": coefficient,
+        "kl/raw": sum(divergences) / max(tokens, 1),
+        "kl/penalty": coefficient * sum(divergences) / len(divergences),
+    }
+    return [[coefficient * next(rest) for _ in group.rollouts] for group in drawn], metrics
 
 
 def _gate(parts: LoopParts, metrics: dict[str, float], worst_token: Callable[[], str], seen: dict[str, float]) -> None:
@@ -127,6 +162,7 @@ def _gate(parts: LoopParts, metrics: dict[str, float], worst_token: Callable[[],
     mean = metrics["gate/sum"] / max(metrics["gate/count"], 1.0)
     seen["sync/logprob_difference_mean"] = mean
     seen["sync/logprob_difference_max"] = metrics["gate/max"]
+    seen |= mismatch_metrics(metrics)
     if parts.enforce_gate:
         check_logprob_agreement(mean, metrics["gate/max"], worst_token, parts.config.sync.logprob_gate)
 
@@ -146,14 +182,22 @@ def run_step(parts: LoopParts, step: int, version: int, timer: PhaseTimer) -> St
     drawn: list[RolloutGroup] = []
     shaped: ShapedStep | None = None
     works: list[ReplicaWork] | None = None
+    penalties: list[list[float]] = []
+    penalised: dict[str, float] = {}
     with phase(groups, "rollout"):
         if controller is not None:
             drawn = _draw(controller, step, timer)
+    if parts.config.objective.kl.placement == "reward" and needs_reference(parts.config.objective):
+        penalties, penalised = _reward_penalties(parts, drawn, step, timer)
+    with phase(groups, "shape"):
+        if controller is not None:
             with timer.phase("shape"):
                 training = parts.config.training
                 shaped = shape_step(
                     drawn,
                     parts.config.objective,
+                    max_tokens=parts.config.sampling.max_tokens,
+                    penalties=penalties,
                     updates=training.updates_per_rollout,
                     epochs=training.epochs_per_rollout,
                     forbidden_token_ids=parts.trainer.settings.head.forbidden_token_ids,
@@ -169,6 +213,7 @@ def run_step(parts: LoopParts, step: int, version: int, timer: PhaseTimer) -> St
     metrics = _mean_over_updates(updates) | agreement | synced
     if shaped is not None:
         metrics |= rollout_metrics(drawn) | shaped.metrics | {"kl/coefficient": work.scalars["kl_coefficient"]}
+        metrics |= penalised
         metrics |= _throughput(drawn, timer.collect())
     return StepOutcome(metrics, drawn, shaped)
 

@@ -160,9 +160,10 @@ class ReplicaWork:
     """One data-parallel replica's part of a step.
 
     ``updates[u][m]`` lists the samples of microbatch m of optimizer update u; every replica has as many microbatches.
-    ``scalars`` are the same on all replicas.
+    ``scalars`` are the same on all replicas. ``numbers``: which of the step's samples each of ``samples`` is.
     """
 
     samples: tuple[TrainingSample, ...]
     updates: tuple[tuple[tuple[int, ...], ...], ...]
     scalars: dict[str, float]
+    numbers: tuple[int, ...] = ()

@@ -39,17 +39,15 @@ def distribute(
     ]
     works = []
     for rank in range(data_parallel):
-        mine: list[TrainingSample] = []
         place: dict[int, int] = {}  # a sample that several epochs use travels once
         cut = []
         for batch, plan in zip(updates, plans, strict=True):
             microbatches = []
             for members in plan[rank]:
                 for index in (batch[member] for member in members):
-                    if index not in place:
-                        place[index] = len(mine)
-                        mine.append(samples[index])
+                    place.setdefault(index, len(place))
                 microbatches.append(tuple(place[batch[member]] for member in members))
             cut.append(tuple(microbatches))
-        works.append(ReplicaWork(tuple(mine), tuple(cut), {**scalars, **totals}))
+        mine = tuple(samples[index] for index in place)
+        works.append(ReplicaWork(mine, tuple(cut), {**scalars, **totals}, tuple(place)))
     return works

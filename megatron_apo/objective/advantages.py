@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+BASELINES = ("group", "leave_one_out")
+
 
 def group_advantages(
     rewards_PG: torch.Tensor,
@@ -11,16 +13,21 @@ def group_advantages(
     epsilon: float = 1e-9,
     unbiased: bool = True,
     scale: bool = True,
+    baseline: str = "group",
     valid_PG: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(r - mean) / (std + epsilon) of each row's valid responses: [P, G], rewards' dtype (GRPO, arXiv:2402.03300).
+    """(r - baseline) / (std + epsilon) of each row's valid responses: [P, G], rewards' dtype (GRPO, arXiv:2402.03300).
+
+    ``baseline``: the mean of the row ("group"), or of its other responses ("leave_one_out": RLOO, arXiv:2402.14740).
 
     A row whose valid rewards are all equal, or with fewer than two of them, gets exactly 0: rounding in the mean over
     a tiny epsilon would otherwise make large advantages out of nothing. Responses that are not valid get 0 and count in
     neither the mean nor the standard deviation. ``unbiased``: divide the variance by n - 1. ``scale``: divide by the
-    standard deviation at all (False: Dr. GRPO, arXiv:2503.20783). Raises ValueError for groups of one and for a valid
-    reward that is not finite.
+    standard deviation at all (False: Dr. GRPO, arXiv:2503.20783). Raises ValueError for groups of one, another
+    baseline and a valid reward that is not finite.
     """
+    if baseline not in BASELINES:
+        raise ValueError(f"baseline={baseline}: must be one of {', '.join(BASELINES)}")
     check_groups("rewards_PG", rewards_PG)
     valid = validity(rewards_PG, valid_PG)
     if not bool((torch.isfinite(rewards_PG) | ~valid).all()):
@@ -30,10 +37,12 @@ def group_advantages(
     count = valid.sum(dim=1, keepdim=True)
     centred = (rewards - rewards.sum(dim=1, keepdim=True) / count.clamp(min=1)).masked_fill(~valid, 0.0)
     advantages = centred
+    if baseline == "leave_one_out":  # r - (sum - r) / (n - 1)
+        advantages = centred * count / (count - 1).clamp(min=1)
     if scale:
         divisor = (count - int(unbiased)).clamp(min=1)
         deviation = (centred.square().sum(dim=1, keepdim=True) / divisor).sqrt()
-        advantages = centred / (deviation + epsilon)
+        advantages = advantages / (deviation + epsilon)
     highest = rewards.masked_fill(~valid, -torch.inf).amax(dim=1, keepdim=True)
     lowest = rewards.masked_fill(~valid, torch.inf).amin(dim=1, keepdim=True)
     # Written as "not above": a row without a valid response has highest -inf and lowest +inf. The fill also keeps

@@ -1,10 +1,10 @@
 """Composes the objective from its settings: group shaping before the batch is cut, token losses inside it.
 
     A'    = advantage * STCR                          per response
-    loss  = sum_t policy_weight_t * PG_t + coefficient * sum_t kl_token_weight_t * dads_t * KL_t
+    loss  = sum_t policy_weight_t * mismatch_t * PG_t + coefficient * sum_t kl_token_weight_t * dads_t * KL_t
 
-GRPO, GRPO-D, APO and its ablations are five settings of it. Shape suffixes: P prompts, G responses per prompt,
-T response tokens of one microbatch.
+GRPO, GRPO-D, APO and its ablations, Dr. GRPO, DAPO, RLOO and GSPO are settings of it. Shape suffixes: P prompts,
+G responses per prompt, T response tokens of one microbatch.
 """
 
 from __future__ import annotations
@@ -18,9 +18,16 @@ from megatron_apo.objective.advantages import boolean, group_advantages
 from megatron_apo.objective.dads import dads_kl_weights, group_difficulty
 from megatron_apo.objective.kl import kl_divergence
 from megatron_apo.objective.kl_schedule import grpo_d_coefficient
-from megatron_apo.objective.policy_loss import clip_active, clipped_policy_loss, policy_ratio
+from megatron_apo.objective.mismatch import corrected, mismatch_weights
+from megatron_apo.objective.policy_loss import (
+    SequenceSums,
+    clip_active,
+    clipped_policy_loss,
+    policy_log_ratios,
+    ratio_of,
+)
 from megatron_apo.objective.stcr import stcr_weights
-from megatron_apo.objective.validation import has_kl
+from megatron_apo.objective.validation import exploration_steps, has_kl
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ def shape_groups(
         epsilon=settings.advantage.epsilon,
         unbiased=settings.advantage.unbiased,
         scale=settings.advantage.scale,
+        baseline=settings.advantage.baseline,
         valid_PG=valid_PG,
     )
     stcr = torch.ones_like(raw)
@@ -97,7 +105,7 @@ def kl_coefficient(settings: ObjectiveConfig, step: int, total_steps: int) -> fl
         return grpo_d_coefficient(
             step,
             total_steps=total_steps,
-            exploration_steps=kl.exploration_steps,
+            exploration_steps=exploration_steps(kl, total_steps),
             minimum=kl.minimum,
             maximum=kl.maximum,
         )
@@ -120,12 +128,19 @@ def token_objective(
     kl_weights_T: torch.Tensor,
     kl_coefficient: float,
     settings: ObjectiveConfig,
+    metric_weight: float,
+    engine_logprobs_T: torch.Tensor | None = None,
+    sequence_sums: SequenceSums | None = None,
 ) -> TokenObjective:
     """The loss of response tokens [T]: policy loss plus KL, each under its own reduction weights.
 
     A token whose weight is 0 contributes exactly 0 to the value and the gradient, whatever its log-probability (-inf,
     nan): it is replaced before anything is computed from it. ``kl_weights_T`` is DADS's factor of the token's response.
     Without ``ref_logprobs_T`` there is no KL term; ValueError when the coefficient then is not 0.
+
+    ``metric_weight`` is 1 / (tokens of the whole update): ratio, clip fraction and KL to the old policy are means over
+    tokens, whatever the loss is. ``engine_logprobs_T`` is for ``settings.mismatch``, where ``old_logprobs_T`` must be
+    the trainer's own; ``sequence_sums`` for whatever is of a response rather than a token.
     """
     if ref_logprobs_T is None and kl_coefficient != 0:
         raise ValueError(f"kl_coefficient={kl_coefficient}: needs ref_logprobs_T; set objective.kl.coefficient to 0")
@@ -135,14 +150,24 @@ def token_objective(
     old_logprobs = torch.where(live, old_logprobs_T, zero)
     advantages = torch.where(live, advantages_T, zero)
     clip = {"clip_low": settings.clip_low, "clip_high": settings.clip_high}
-    policy_loss = _sum(policy_weights_T, clipped_policy_loss(logprobs, old_logprobs, advantages, **clip))
+    log_ratios = policy_log_ratios(logprobs, old_logprobs, importance=settings.importance, sequence_sums=sequence_sums)
+    weights = policy_weights_T
+    if settings.mismatch.correction != "none":
+        if engine_logprobs_T is None or sequence_sums is None:
+            raise ValueError("engine_logprobs_T, sequence_sums: settings.mismatch corrects nothing without them")
+        engine_logprobs = torch.where(live, engine_logprobs_T, zero)
+        ratios = mismatch_weights(
+            old_logprobs, engine_logprobs, level=settings.mismatch.level, sequence_sums=sequence_sums
+        )
+        weights = weights * corrected(ratios, settings.mismatch)
+    policy_loss = _sum(weights, clipped_policy_loss(log_ratios, advantages, **clip))
     loss = policy_loss
     metrics = {"loss/policy": policy_loss}
     with torch.no_grad():
-        clipped = clip_active(logprobs, old_logprobs, advantages, **clip)
-        metrics["policy/clip_fraction"] = _sum(policy_weights_T, clipped)
-        metrics["policy/ratio"] = _sum(policy_weights_T, policy_ratio(logprobs, old_logprobs))
-        metrics["policy/kl_old"] = _sum(policy_weights_T, kl_divergence(logprobs, old_logprobs, estimator="k3"))
+        mean_T = live * metric_weight
+        metrics["policy/clip_fraction"] = _sum(mean_T, clip_active(log_ratios, advantages, **clip))
+        metrics["policy/ratio"] = _sum(mean_T, ratio_of(log_ratios))
+        metrics["policy/kl_old"] = _sum(mean_T, kl_divergence(logprobs, old_logprobs, estimator="k3"))
     if ref_logprobs_T is not None:
         live = kl_token_weights_T != 0
         divergence = kl_divergence(

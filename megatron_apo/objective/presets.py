@@ -29,16 +29,25 @@ PRESETS: dict[str, dict[str, Any]] = {
         "reduction": "token_mean",
     },
     # Every number of the authors' published training code (View-R1), spelled out so that a change of a default cannot
-    # move it. What remains different: equal rewards give exactly 0, STCR is computed in float64, and the token mean is
-    # over the global batch where theirs is over one rank's micro-batch.
+    # move it; a token mean over two responses at a time, as their micro-batches have. What remains different: equal
+    # rewards give exactly 0, and STCR is computed in float64.
     "view_r1_exact": {
-        "advantage": {"scale": True, "unbiased": True, "epsilon": 1e-9},
+        "advantage": {"baseline": "group", "scale": True, "unbiased": True, "epsilon": 1e-9},
         "stcr": {"enabled": True, "base": 1.00001, "only_negative": False},
         "dads": {"enabled": True, "curve": "one_minus_exp"},
-        "kl": {"estimator": "k3", "schedule": "constant", "coefficient": 1e-3, "reduction": "sequence_mean"},
+        "kl": {
+            "estimator": "k3",
+            "schedule": "constant",
+            "coefficient": 1e-3,
+            "placement": "loss",
+            "reduction": "sequence_mean",
+        },
+        "mismatch": {"correction": "none"},
+        "importance": "token",
         "clip_low": 0.2,
         "clip_high": 0.2,
-        "reduction": "token_mean",
+        "reduction": "microbatch_token_mean",
+        "microbatch_sequences": 2,
         "mask_truncated": False,
         "drop_zero_variance": False,
         "old_logprobs": "trainer",
@@ -49,8 +58,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kl": {"estimator": "k3", "coefficient": 0.04, "reduction": "sequence_mean"},
         "reduction": "sequence_mean",
     },
-    # GRPO-D (OThink-MR1, arXiv:2503.16081, eq. 3), its visual-counting range. The paper explores for 0.3 of the steps:
-    # 30 fits the default run.steps=100, set exploration_steps beside another run.steps.
+    # GRPO-D (OThink-MR1, arXiv:2503.16081, eq. 3), its visual-counting range; it explores for 0.3 of the steps.
     "grpo_d": {
         "advantage": {"epsilon": 1e-4},
         "kl": {
@@ -58,17 +66,17 @@ PRESETS: dict[str, dict[str, Any]] = {
             "schedule": "grpo_d",
             "minimum": 0.04,
             "maximum": 0.10,
-            "exploration_steps": 30,
+            "exploration_share": 0.3,
             "reduction": "sequence_mean",
         },
         "reduction": "sequence_mean",
     },
-    # Dr. GRPO (arXiv:2503.20783): no division by the standard deviation, every token weighs the same, no KL. The paper
-    # divides by a constant, this by the batch's token count: the same direction, another scale from step to step.
+    # Dr. GRPO (arXiv:2503.20783, section 3.2): no division by the standard deviation nor by a response's own length,
+    # but by a constant, the longest possible response (sampling.max_tokens); no KL.
     "dr_grpo": {
         "advantage": {"scale": False},
         "kl": {"coefficient": 0.0},
-        "reduction": "token_mean",
+        "reduction": "constant",
     },
     # The loss of DAPO (arXiv:2503.14476, eq. 8): a wider upper clip, token mean, no KL. Of its dynamic
     # sampling only the dropping is here, groups are not refilled; nor is its overlong reward.
@@ -77,6 +85,30 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kl": {"coefficient": 0.0},
         "clip_low": 0.2,
         "clip_high": 0.28,
+        "reduction": "token_mean",
+    },
+    # RLOO (arXiv:2402.14740, section 3.2): a whole response is one action, so its tokens' terms are summed; the
+    # baseline is the mean of the other responses' rewards, and the KL to the reference is part of the reward. The
+    # coefficient depends on the task: 0.05 is a starting point of this project.
+    "rloo": {
+        "advantage": {"baseline": "leave_one_out", "scale": False},
+        "kl": {"estimator": "k1", "coefficient": 0.05, "placement": "reward"},
+        "reduction": "sequence_sum",
+    },
+    # GSPO (arXiv:2507.18071, eq. 5 and section 5.1): the ratio of whole responses, clipped within 3e-4 and 4e-4 of 1;
+    # no KL. The paper takes four updates from each rollout (training.updates_per_rollout=4).
+    "gspo": {
+        "advantage": {"epsilon": 1e-4},
+        "kl": {"coefficient": 0.0},
+        "importance": "sequence",
+        "clip_low": 3e-4,
+        "clip_high": 4e-4,
+        "reduction": "sequence_mean",
+    },
+    # Supervised training on demonstrations, the baseline of both papers: for the command ``sft``, which reads the
+    # reduction alone.
+    "sft": {
+        "kl": {"coefficient": 0.0},
         "reduction": "token_mean",
     },
 }

@@ -31,9 +31,14 @@ class ShapedStep:
 
 
 def _shape(
-    groups: Sequence[RolloutGroup], settings: ObjectiveConfig, possible_PG: Sequence[Sequence[bool]]
+    groups: Sequence[RolloutGroup],
+    settings: ObjectiveConfig,
+    possible_PG: Sequence[Sequence[bool]],
+    penalties_PG: Sequence[Sequence[float]],
 ) -> tuple[ShapedGroups, torch.Tensor]:
     rewards = torch.tensor([[score.total for score in group.scores] for group in groups], dtype=torch.float64)
+    if penalties_PG:
+        rewards = rewards - torch.tensor(penalties_PG, dtype=torch.float64)
     correct = torch.tensor([[score.correct for score in group.scores] for group in groups])
     valid = torch.tensor(
         [
@@ -73,9 +78,11 @@ def shape_step(
     groups: Sequence[RolloutGroup],
     settings: ObjectiveConfig,
     *,
+    max_tokens: int = 0,
     updates: int = 1,
     epochs: int = 1,
     forbidden_token_ids: Collection[int] = (),
+    penalties: Sequence[Sequence[float]] = (),
 ) -> ShapedStep:
     """Shapes scored groups and cuts them, whole prompts together, into ``updates`` batches, ``epochs`` times over.
 
@@ -84,7 +91,8 @@ def shape_step(
     ``forbidden_token_ids``: the policy gives it probability 0, so it was drawn from another one (a recording made
     elsewhere); such responses are counted in ``rollout/forbidden_tokens``. ``drop_zero_variance`` leaves out groups
     whose advantages are all 0 (DAPO, arXiv:2503.14476, section 3.2, without its refill), unless an update would be left
-    with nothing. Raises ValueError when there are fewer
+    with nothing. ``penalties``, by group and response, are taken off the rewards (a KL placed there); ``max_tokens`` is
+    the longest response that could be drawn, for the reduction "constant". Raises ValueError when there are fewer
     prompts than updates, or nothing is left to train on.
     """
     if len(groups) < updates:
@@ -94,7 +102,7 @@ def shape_step(
         )
     forbidden = frozenset(forbidden_token_ids)
     possible_PG = [[forbidden.isdisjoint(rollout.token_ids) for rollout in group.rollouts] for group in groups]
-    shaped, valid = _shape(groups, settings, possible_PG)
+    shaped, valid = _shape(groups, settings, possible_PG, penalties)
     varied_P = (shaped.advantages_PG != 0).any(dim=1).tolist()
     samples: list[TrainingSample] = []
     batches: list[tuple[int, ...]] = []
@@ -115,7 +123,13 @@ def shape_step(
             )
         lengths = torch.tensor([len(groups[p].rollouts[g].token_ids) for p, g in chosen])
         everyone = torch.ones(len(chosen), dtype=torch.bool)
-        policy = token_weights(lengths, everyone, kind=settings.reduction)
+        policy = token_weights(
+            lengths,
+            everyone,
+            kind=settings.reduction,
+            constant_length=max_tokens,
+            microbatch_sequences=settings.microbatch_sequences,
+        )
         kl = token_weights(lengths, everyone, kind=settings.kl.reduction)
         start = len(samples)
         for place, (p, g) in enumerate(chosen):
@@ -154,3 +168,18 @@ def _sample(
         rollout_logprobs=rollout.logprobs,
         prompt_id=group.prompt.id,
     )
+
+
+def scoring_samples(groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
+    """Every response as a sample without weights, group after group: for forward passes only."""
+    return [
+        TrainingSample(
+            prompt_ids=group.prompt.token_ids,
+            response_ids=rollout.token_ids,
+            images=group.prompt.images,
+            rollout_logprobs=rollout.logprobs,
+            prompt_id=group.prompt.id,
+        )
+        for group in groups
+        for rollout in group.rollouts
+    ]

@@ -5,11 +5,16 @@ from __future__ import annotations
 from megatron_apo.config import KlConfig, ObjectiveConfig
 
 _CHOICES = {
+    "objective.advantage.baseline": ("group", "leave_one_out"),
     "objective.dads.curve": ("one_minus_exp", "exp"),
     "objective.kl.estimator": ("k1", "k2", "k3"),
     "objective.kl.schedule": ("constant", "grpo_d"),
+    "objective.kl.placement": ("loss", "reward"),
     "objective.kl.reduction": ("sequence_mean", "token_mean"),
-    "objective.reduction": ("token_mean", "sequence_mean"),
+    "objective.mismatch.correction": ("none", "truncate", "mask"),
+    "objective.mismatch.level": ("token", "sequence"),
+    "objective.importance": ("token", "sequence"),
+    "objective.reduction": ("token_mean", "sequence_mean", "sequence_sum", "constant", "microbatch_token_mean"),
     "objective.old_logprobs": ("trainer", "engine"),
 }
 
@@ -19,6 +24,11 @@ def has_kl(kl: KlConfig) -> bool:
     return kl.maximum > 0 if kl.schedule == "grpo_d" else kl.coefficient > 0
 
 
+def exploration_steps(kl: KlConfig, steps: int) -> int:
+    """GRPO-D's exploration steps of a run of ``steps``, however they are said."""
+    return round(kl.exploration_share * steps) if kl.exploration_share else kl.exploration_steps
+
+
 def validate_objective(settings: ObjectiveConfig, group_size: int, steps: int) -> None:
     """ValueError for the first contradiction; ``group_size`` responses per prompt, ``steps`` of the whole run."""
     if group_size < 2:
@@ -26,10 +36,15 @@ def validate_objective(settings: ObjectiveConfig, group_size: int, steps: int) -
             f"sampling.group_size={group_size}: must be at least 2; a group of one always has zero advantage"
         )
     values = {
+        "objective.advantage.baseline": settings.advantage.baseline,
         "objective.dads.curve": settings.dads.curve,
         "objective.kl.estimator": settings.kl.estimator,
         "objective.kl.schedule": settings.kl.schedule,
+        "objective.kl.placement": settings.kl.placement,
         "objective.kl.reduction": settings.kl.reduction,
+        "objective.mismatch.correction": settings.mismatch.correction,
+        "objective.mismatch.level": settings.mismatch.level,
+        "objective.importance": settings.importance,
         "objective.reduction": settings.reduction,
         "objective.old_logprobs": settings.old_logprobs,
     }
@@ -39,6 +54,12 @@ def validate_objective(settings: ObjectiveConfig, group_size: int, steps: int) -
     _check_numbers(settings)
     if settings.kl.schedule == "grpo_d":
         _check_grpo_d(settings.kl, steps)
+    _check_mismatch(settings)
+    if settings.dads.enabled and settings.kl.placement == "reward":
+        raise ValueError(
+            "objective.kl.placement=reward: must be loss with objective.dads.enabled=true; DADS weights the KL of "
+            "responses by the sign of an advantage that a KL in the reward is already part of"
+        )
     if settings.dads.enabled and not has_kl(settings.kl):
         key = "maximum" if settings.kl.schedule == "grpo_d" else "coefficient"
         raise ValueError(
@@ -57,11 +78,31 @@ def _check_numbers(settings: ObjectiveConfig) -> None:
         raise ValueError(f"objective.advantage.epsilon={settings.advantage.epsilon}: must not be negative")
     if not 0 < settings.clip_low < 1:
         raise ValueError(f"objective.clip_low={settings.clip_low}: must lie between 0 and 1; it bounds a ratio below")
+    if settings.microbatch_sequences < 1:
+        raise ValueError(f"objective.microbatch_sequences={settings.microbatch_sequences}: must be at least 1")
     if not settings.clip_high > 0:
         raise ValueError(f"objective.clip_high={settings.clip_high}: must be above 0; it bounds a ratio above")
     if not settings.kl.coefficient >= 0:
         raise ValueError(
             f"objective.kl.coefficient={settings.kl.coefficient}: must not be negative; 0 leaves the KL term out"
+        )
+
+
+def _check_mismatch(settings: ObjectiveConfig) -> None:
+    mismatch = settings.mismatch
+    if mismatch.correction == "none":
+        return
+    if settings.old_logprobs == "engine":
+        raise ValueError(
+            f"objective.mismatch.correction={mismatch.correction}: needs objective.old_logprobs=trainer; the ratio to "
+            "the engine's log-probabilities holds the mismatch already"
+        )
+    if not mismatch.upper > 0:
+        raise ValueError(f"objective.mismatch.upper={mismatch.upper}: must be above 0; it bounds an importance weight")
+    if not 0 <= mismatch.lower < mismatch.upper:
+        raise ValueError(
+            f"objective.mismatch.lower={mismatch.lower}: must lie between 0 and "
+            f"objective.mismatch.upper={mismatch.upper}"
         )
 
 
@@ -74,6 +115,15 @@ def _check_grpo_d(kl: KlConfig, steps: int) -> None:
         raise ValueError(
             f"objective.kl.maximum={kl.maximum}: must be above 0 with objective.kl.schedule=grpo_d; the published "
             "ranges are 0.04 to 0.1 and 0 to 0.02"
+        )
+    if not 0 <= kl.exploration_share <= 1:
+        raise ValueError(
+            f"objective.kl.exploration_share={kl.exploration_share}: must lie between 0 and 1, a share of run.steps"
+        )
+    if kl.exploration_share and kl.exploration_steps:
+        raise ValueError(
+            f"objective.kl.exploration_steps={kl.exploration_steps}: must be 0 with "
+            f"objective.kl.exploration_share={kl.exploration_share}; say one of them"
         )
     if not 0 <= kl.exploration_steps <= steps:
         raise ValueError(

@@ -49,3 +49,10 @@ def reduce_metrics(sums: Mapping[str, float], groups: Groups, *, maxima: Collect
     dist.all_reduce(added, group=groups.control)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=groups.control)
     return {n: float(largest[i] if n in maxima else added[i]) for i, n in enumerate(names)}
+
+
+def sum_over_ranks(values: torch.Tensor, groups: Groups) -> torch.Tensor:
+    """The sum of every rank's float64 tensor (on the CPU), on every rank. All ranks call it together."""
+    if groups.world_size > 1:
+        dist.all_reduce(values, group=groups.control)
+    return values

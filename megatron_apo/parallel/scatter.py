@@ -43,7 +43,13 @@ def encode(work: ReplicaWork) -> bytes:
         for sample in samples
     ]
     prompts = [sample.prompt_id for sample in samples]
-    header = {"updates": work.updates, "scalars": work.scalars, "images": images, "prompts": prompts}
+    header = {
+        "updates": work.updates,
+        "scalars": work.scalars,
+        "images": images,
+        "prompts": prompts,
+        "numbers": work.numbers,
+    }
     return save(tensors, metadata={"work": json.dumps(header)})
 
 
@@ -74,7 +80,7 @@ def decode(payload: bytes) -> ReplicaWork:
         token += prompt + response
         value += known
     updates = tuple(tuple(tuple(batch) for batch in update) for update in header["updates"])
-    return ReplicaWork(tuple(samples), updates, header["scalars"])
+    return ReplicaWork(tuple(samples), updates, header["scalars"], tuple(header["numbers"]))
 
 
 def _send(payload: bytes, destination: int, groups: Groups) -> None:

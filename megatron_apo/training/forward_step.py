@@ -24,10 +24,13 @@ from typing import Any, Literal
 
 import torch
 
-from megatron_apo.config import Config, ObjectiveConfig
+from megatron_apo.config import Config, MismatchConfig, ObjectiveConfig
+from megatron_apo.objective.mismatch import mismatch_sums, mismatch_weights
 from megatron_apo.objective.objective import token_objective
+from megatron_apo.objective.policy_loss import SequenceSums
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.parallel.logprobs import vocab_parallel_logprobs
+from megatron_apo.parallel.sequences import sequence_sums
 from megatron_apo.records import Microbatch
 from model_providers.qwen_vl.layers import packed_layout
 from model_providers.qwen_vl.model import QwenVLModel
@@ -130,18 +133,21 @@ def scoring_step(head: HeadSettings, groups: Groups) -> Callable[[Iterator[Micro
     return forward_step
 
 
-def agreement_sums(logprobs: torch.Tensor, rollout_logprobs: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Sum, count and maximum of |trainer - engine| log-probability over tokens: what the gate judges.
+def agreement_sums(
+    logprobs: torch.Tensor, rollout_logprobs: torch.Tensor, mismatch: MismatchConfig, sums: SequenceSums
+) -> dict[str, torch.Tensor]:
+    """Sum, count and maximum of |trainer - engine| log-probability over tokens, for the gate; ``mismatch_sums``.
 
     ``gate/row`` is the row of the maximum in this microbatch (0 without rows), not a sum.
     """
+    weights = mismatch_weights(logprobs, rollout_logprobs, level=mismatch.level, sequence_sums=sums)
     difference = (logprobs.detach() - rollout_logprobs).abs().double()
     return {
         "gate/sum": difference.sum(),
         "gate/count": torch.tensor(float(difference.numel()), dtype=torch.float64, device=logprobs.device),
         "gate/max": difference.max() if difference.numel() else difference.new_zeros(()),
         "gate/row": difference.argmax().double() if difference.numel() else difference.new_zeros(()),
-    }
+    } | mismatch_sums(weights, mismatch, sums)
 
 
 def _training_loss(
@@ -151,12 +157,13 @@ def _training_loss(
     logprobs, entropy = response_logprobs(output, model, batch, head, groups)
     count = torch.tensor(logprobs.numel(), dtype=torch.int, device=output.device)
     weights = batch.policy_weights_T[rows]
-    sums: dict[str, torch.Tensor] = {"policy/entropy": (entropy.detach() * weights).sum(), "count/tokens": count}
+    mean = 1.0 / max(loss.total_tokens, 1)
+    sums: dict[str, torch.Tensor] = {"policy/entropy": entropy.detach().double().sum() * mean, "count/tokens": count}
     if loss.supervised:
         total = -(weights * logprobs).sum()
         sums["loss/total"] = total.detach()
     else:
-        rollout = batch.rollout_logprobs_T[rows]
+        rollout, of_sequences = batch.rollout_logprobs_T[rows], sequence_sums(batch, groups)
         if loss.old_logprobs == "current":
             old = logprobs.detach()
         elif loss.old_logprobs == "engine":
@@ -174,9 +181,12 @@ def _training_loss(
             kl_weights_T=batch.kl_weights_T[rows],
             kl_coefficient=loss.kl_coefficient,
             settings=loss.objective,
+            metric_weight=mean,
+            engine_logprobs_T=rollout,
+            sequence_sums=of_sequences,
         )
         total = result.loss
-        sums |= result.metrics | agreement_sums(logprobs, rollout)
+        sums |= result.metrics | agreement_sums(logprobs, rollout, loss.objective.mismatch, of_sequences)
         sums["loss/total"] = total.detach()
     return total * loss.total_tokens, count, sums
 

@@ -14,6 +14,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_apo.data.packing import build_microbatch
 from megatron_apo.parallel.context import cut_microbatch
 from megatron_apo.parallel.groups import Groups
+from megatron_apo.parallel.sequences import response_sequences
 from megatron_apo.records import Microbatch, PromptImage, TrainingSample
 from megatron_apo.training.forward_step import HeadSettings, scoring_step
 from model_providers.qwen_vl.megatron_config import BuildSettings
@@ -102,10 +103,8 @@ def response_places(batch: Microbatch, samples: Sequence[TrainingSample]) -> tup
 
     R response tokens, in the order of ``response_mask_T``.
     """
-    places_R = batch.response_mask_T.nonzero().squeeze(1)
-    if batch.places_T is not None:
-        places_R = batch.places_T[places_R]
-    sequences_R = (torch.searchsorted(batch.cu_seqlens.long(), places_R, right=True) - 1).cpu()
+    sequences_R, places_R = response_sequences(batch)
+    sequences_R = sequences_R.cpu()
     starts = batch.cu_seqlens.long().cpu()
     prompts = torch.tensor([len(samples[index].prompt_ids) for index in batch.sample_indices], dtype=torch.int64)
     indices = torch.tensor(batch.sample_indices, dtype=torch.int64)

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from megatron_apo.config import ObjectiveConfig
+from megatron_apo.objective.kl import kl_divergence
 from megatron_apo.parallel.groups import Groups
-from megatron_apo.parallel.reduction import reduce_metrics, share_text
+from megatron_apo.parallel.reduction import reduce_metrics, share_text, sum_over_ranks
+from megatron_apo.parallel.sequences import response_sequences, sequence_sums
 from megatron_apo.parallel.status import phase
 from megatron_apo.records import Microbatch, PromptImage, ReplicaWork, TrainingSample
 from megatron_apo.training.forward_step import HeadSettings, LossSettings, agreement_sums, training_step
@@ -92,7 +94,7 @@ class Trainer:
         """
         with phase(self.groups, "microbatches"):  # an image may be missing on one machine only
             updates = [[self._microbatch(work.samples, indices) for indices in update] for update in work.updates]
-        if self.state.reference is not None:
+        if self.state.reference is not None and self.settings.objective.kl.placement == "loss":
             updates = self._attach(updates, "ref_logprobs_T", self.state.reference)
         old = "engine" if self.settings.objective.old_logprobs == "engine" else "current"
         if len(updates) > 1 and not self.settings.supervised:
@@ -112,6 +114,32 @@ class Trainer:
             gate = before_step if len(updates) == 1 else None
             results.append(self._update(batches, work.samples, loss, gate))
         return results
+
+    def sequence_kl(self, work: ReplicaWork) -> list[float]:
+        """The KL to the reference of each of the step's responses, summed over its tokens, on every rank; collective.
+
+        ``work`` holds one update without weights. The policy's log-probabilities are its own, or the engine's where
+        the settings say so.
+        """
+        assert self.state.reference is not None, "a KL in the reward needs a reference"
+        (indices,) = work.updates
+        with phase(self.groups, "microbatches"):
+            batches = [self._microbatch(work.samples, chosen) for chosen in indices]
+        batches = self._attach([batches], "ref_logprobs_T", self.state.reference)[0]
+        if self.settings.objective.old_logprobs == "trainer":
+            batches = self._attach([batches], "old_logprobs_T", self.state.model)[0]
+        totals = torch.zeros(int(work.scalars["samples"]), dtype=torch.float64)
+        if self.groups.last_stage and self.groups.tensor_rank == 0:
+            for batch in batches:
+                rows = batch.response_mask_T
+                policy = batch.rollout_logprobs_T if batch.old_logprobs_T is None else batch.old_logprobs_T
+                assert batch.ref_logprobs_T is not None
+                kl = kl_divergence(
+                    policy[rows], batch.ref_logprobs_T[rows], estimator=self.settings.objective.kl.estimator
+                )
+                numbers = torch.tensor([work.numbers[index] for index in batch.sample_indices], dtype=torch.int64)
+                totals.index_add_(0, numbers[response_sequences(batch)[0].cpu()], kl.double().cpu())
+        return sum_over_ranks(totals, self.groups).tolist()
 
     def _attach(self, updates: list[list[Microbatch]], field: str, model: list[Any]) -> list[list[Microbatch]]:
         flat = [batch for batches in updates for batch in batches]
@@ -138,7 +166,9 @@ class Trainer:
             for batch in flat:
                 assert batch.old_logprobs_T is not None
                 rows = batch.response_mask_T
-                collected.append(agreement_sums(batch.old_logprobs_T[rows], batch.rollout_logprobs_T[rows]))
+                trainer, engine = batch.old_logprobs_T[rows], batch.rollout_logprobs_T[rows]
+                sums = sequence_sums(batch, self.groups)
+                collected.append(agreement_sums(trainer, engine, self.settings.objective.mismatch, sums))
         metrics = reduce_metrics(_sum_over_microbatches(collected), self.groups, maxima=_MAXIMA)
         before_step(metrics, lambda: self._worst_token(flat, collected, samples, metrics["gate/max"]))
 

@@ -47,3 +47,16 @@ def test_a_group_of_one_is_refused() -> None:
 def test_an_infinite_valid_reward_is_refused() -> None:
     with pytest.raises(ValueError, match="not finite"):
         group_advantages(torch.tensor([[1.0, math.inf]]))
+
+
+def test_a_baseline_of_the_others_by_hand() -> None:
+    """Rewards 1, 0, 0.5: less the means of the other two, 0.25, 0.75, 0.5; with one invalid, less the one other."""
+    rewards = torch.tensor([[1.0, 0.0, 0.5]], dtype=torch.float64)
+    found = group_advantages(rewards, scale=False, baseline="leave_one_out")
+    assert found.tolist() == [pytest.approx([0.75, -0.75, 0.0])]
+    valid = torch.tensor([[True, True, False]])
+    assert group_advantages(rewards, scale=False, baseline="leave_one_out", valid_PG=valid).tolist() == [
+        [1.0, -1.0, 0.0]
+    ]
+    with pytest.raises(ValueError, match="baseline=mean: must be one of group, leave_one_out"):
+        group_advantages(rewards, baseline="mean")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_apo.config import AdvantageConfig, DadsConfig, KlConfig, ObjectiveConfig, StcrConfig
+from megatron_apo.config import AdvantageConfig, DadsConfig, KlConfig, MismatchConfig, ObjectiveConfig, StcrConfig
 from megatron_apo.objective.objective import (
     TokenObjective,
     kl_coefficient,
@@ -32,7 +32,8 @@ APO = ObjectiveConfig(
 
 
 def preset(name: str) -> ObjectiveConfig:
-    sections = {"advantage": AdvantageConfig, "stcr": StcrConfig, "dads": DadsConfig, "kl": KlConfig}
+    sections: dict[str, Any] = {"advantage": AdvantageConfig, "stcr": StcrConfig, "dads": DadsConfig, "kl": KlConfig}
+    sections["mismatch"] = MismatchConfig
     values = {key: sections[key](**value) if key in sections else value for key, value in PRESETS[name].items()}
     return ObjectiveConfig(name=name, **values)
 
@@ -58,6 +59,7 @@ def test_parts_switched_off_leave_ones() -> None:
 def test_kl_schedules() -> None:
     assert kl_coefficient(preset("apo"), 7, 10) == 1e-3
     assert kl_coefficient(preset("grpo_d"), 30, 100) == pytest.approx(0.04)
+    assert kl_coefficient(preset("grpo_d"), 6, 20) == pytest.approx(0.04)  # 0.3 of the steps of any run
     assert [needs_reference(preset(name)) for name in ("apo", "grpo_d", "dapo")] == [True, True, False]
 
 
@@ -73,7 +75,7 @@ def run(logprobs: torch.Tensor, rows: slice = slice(None), **changes: Any) -> To
     } | {key: value for key, value in changes.items() if key != "settings"}
     cut = {key: value[rows] for key, value in tokens.items()}
     old, ref = cut.pop("old"), cut.pop("ref")
-    return token_objective(logprobs[rows], old, ref, kl_coefficient=0.1, settings=APO, **cut)
+    return token_objective(logprobs[rows], old, ref, kl_coefficient=0.1, settings=APO, metric_weight=0.25, **cut)
 
 
 def test_token_objective_by_hand() -> None:
@@ -137,6 +139,7 @@ def test_no_tokens_give_a_zero_that_can_be_differentiated() -> None:
         kl_weights_T=empty,
         kl_coefficient=0.1,
         settings=APO,
+        metric_weight=1.0,
     )
     result.loss.backward()
     assert result.loss.item() == 0 and result.loss.dtype == torch.float32
@@ -146,8 +149,8 @@ def test_a_coefficient_without_a_reference_is_refused() -> None:
     zeros = torch.zeros(2)
     weights = {name: zeros for name in ("advantages_T", "policy_weights_T", "kl_token_weights_T", "kl_weights_T")}
     with pytest.raises(ValueError, match="needs ref_logprobs_T"):
-        token_objective(zeros, zeros, None, kl_coefficient=0.1, settings=APO, **weights)
-    result = token_objective(zeros, zeros, None, kl_coefficient=0.0, settings=APO, **weights)
+        token_objective(zeros, zeros, None, kl_coefficient=0.1, settings=APO, metric_weight=0.5, **weights)
+    result = token_objective(zeros, zeros, None, kl_coefficient=0.0, settings=APO, metric_weight=0.5, **weights)
     assert "kl/raw" not in result.metrics
 
 
@@ -190,6 +193,40 @@ def test_presets_and_validation_need_no_torch() -> None:
         (dataclasses.replace(APO, kl=KlConfig(estimator="k9")), 8, "estimator=k9: must be one of k1, k2, k3"),
         (dataclasses.replace(APO, reduction="sum"), 8, "objective.reduction=sum: must be one of token_mean"),
         (dataclasses.replace(APO, clip_low=1.5), 8, "objective.clip_low=1.5"),
+        (dataclasses.replace(APO, microbatch_sequences=0), 8, "objective.microbatch_sequences=0"),
+        (dataclasses.replace(APO, importance="word"), 8, "objective.importance=word: must be one of token, sequence"),
+        (
+            dataclasses.replace(APO, kl=KlConfig(coefficient=0.1, placement="reward")),
+            8,
+            "objective.kl.placement=reward: must be loss with objective.dads.enabled=true",
+        ),
+        (
+            dataclasses.replace(APO, kl=KlConfig(schedule="grpo_d", maximum=0.1, exploration_share=1.5)),
+            8,
+            "objective.kl.exploration_share=1.5",
+        ),
+        (
+            dataclasses.replace(
+                APO, kl=KlConfig(schedule="grpo_d", maximum=0.1, exploration_share=0.3, exploration_steps=3)
+            ),
+            8,
+            "objective.kl.exploration_steps=3: must be 0 with objective.kl.exploration_share=0.3",
+        ),
+        (
+            dataclasses.replace(APO, mismatch=MismatchConfig(correction="truncate"), old_logprobs="engine"),
+            8,
+            "objective.mismatch.correction=truncate: needs objective.old_logprobs=trainer",
+        ),
+        (
+            dataclasses.replace(APO, mismatch=MismatchConfig(correction="mask", upper=0.0)),
+            8,
+            "objective.mismatch.upper=0.0",
+        ),
+        (
+            dataclasses.replace(APO, mismatch=MismatchConfig(correction="mask", lower=3.0)),
+            8,
+            "objective.mismatch.lower=3.0: must lie between 0 and objective.mismatch.upper=2.0",
+        ),
     ],
 )
 def test_contradictions_are_refused(settings: ObjectiveConfig, group_size: int, message: str) -> None:

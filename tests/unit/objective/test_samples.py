@@ -7,8 +7,8 @@ from math import sqrt
 
 import pytest
 
-from megatron_apo.config import DadsConfig, KlConfig, ObjectiveConfig, StcrConfig
-from megatron_apo.objective.samples import shape_step
+from megatron_apo.config import AdvantageConfig, DadsConfig, KlConfig, ObjectiveConfig, StcrConfig
+from megatron_apo.objective.samples import scoring_samples, shape_step
 from megatron_apo.records import FinishReason, Outcome, Prompt, PromptImage, Rollout, RolloutGroup, Score
 
 PLAIN = ObjectiveConfig(name="grpo", stcr=StcrConfig(enabled=False), dads=DadsConfig(enabled=False))
@@ -136,3 +136,21 @@ def test_too_many_updates_are_refused() -> None:
 def test_nothing_left_is_refused() -> None:
     with pytest.raises(ValueError, match="no response of this update can be trained on"):
         shape_step([group("a", CUT, ABORTED)], replace(PLAIN, mask_truncated=True))
+
+
+def test_a_penalty_is_part_of_the_reward() -> None:
+    """Rewards 1 and 0 less 0.5 and 0.25: 0.5 and -0.25, so advantages of plus and minus 0.375 unscaled."""
+    settings = replace(PLAIN, advantage=AdvantageConfig(scale=False))
+    step = shape_step([group("a", RIGHT, WRONG)], settings, penalties=[[0.5, 0.25]])
+    assert [sample.advantage for sample in step.samples] == pytest.approx([0.375, -0.375])
+
+
+def test_a_constant_divides_by_the_longest_possible_response() -> None:
+    step = shape_step([group("a", RIGHT, WRONG)], replace(PLAIN, reduction="constant"), max_tokens=50)
+    assert [sample.policy_weight for sample in step.samples] == pytest.approx([1 / 100, 1 / 100])
+
+
+def test_samples_for_scoring_are_all_responses_in_order() -> None:
+    samples = scoring_samples([group("a", RIGHT, ABORTED), group("b", CUT)])
+    assert [(s.prompt_id, len(s.response_ids)) for s in samples] == [("a", 2), ("a", 1), ("b", 6)]
+    assert {s.policy_weight for s in samples} == {0.0}

@@ -9,8 +9,8 @@ import torch
 
 from megatron_apo.objective.kl import kl_divergence
 from megatron_apo.objective.kl_schedule import grpo_d_coefficient
-from megatron_apo.objective.policy_loss import clip_active, clipped_policy_loss
-from megatron_apo.objective.reductions import token_weights
+from megatron_apo.objective.policy_loss import clip_active, clipped_policy_loss, policy_log_ratios
+from megatron_apo.objective.reductions import REDUCTIONS, token_weights
 
 F64 = torch.float64
 LOG2 = math.log(2.0)
@@ -71,20 +71,19 @@ def test_the_clipped_loss_by_hand() -> None:
     advantages = torch.tensor([2.0, 2.0, -2.0, 2.0, -2.0], dtype=F64)
     logprobs = ratios.log().requires_grad_()
     clip = {"clip_low": 0.2, "clip_high": 0.3}
-    loss = clipped_policy_loss(logprobs, torch.zeros(5, dtype=F64), advantages, **clip)
+    loss = clipped_policy_loss(logprobs, advantages, **clip)
     torch.testing.assert_close(loss, torch.tensor([-2.6, -2.5, 3.0, -1.0, 1.6], dtype=F64))
     loss.sum().backward()
     # -ratio * A where not clipped, else nothing
     torch.testing.assert_close(logprobs.grad, torch.tensor([0.0, -2.5, 3.0, -1.0, 0.0], dtype=F64))
-    active = clip_active(logprobs, torch.zeros(5, dtype=F64), advantages, **clip)
+    active = clip_active(logprobs, advantages, **clip)
     assert active.tolist() == [True, False, False, False, True]
 
 
 def test_an_exploded_ratio_stays_finite() -> None:
     logprobs = torch.tensor([0.0, 0.0, 0.0], requires_grad=True)
-    loss = clipped_policy_loss(
-        logprobs, torch.full((3,), -500.0), torch.tensor([1.0, 0.0, -1.0]), clip_low=0.2, clip_high=0.2
-    )
+    log_ratios = policy_log_ratios(logprobs, torch.full((3,), -500.0))
+    loss = clipped_policy_loss(log_ratios, torch.tensor([1.0, 0.0, -1.0]), clip_low=0.2, clip_high=0.2)
     assert torch.isfinite(loss).all() and loss[0].item() == pytest.approx(-1.2)
     loss.sum().backward()
     assert logprobs.grad is not None and torch.isfinite(logprobs.grad).all()
@@ -98,10 +97,34 @@ def test_reduction_weights_by_hand() -> None:
     assert by_sequence.tolist() == pytest.approx([1 / 4, 1 / 8, 0.0, 0.0])
 
 
-@pytest.mark.parametrize("kind", ["token_mean", "sequence_mean"])
+def test_sums_and_constants_by_hand() -> None:
+    lengths, included = torch.tensor([2, 4, 10, 0]), torch.tensor([True, True, False, True])
+    assert token_weights(lengths, included, kind="sequence_sum").tolist() == pytest.approx([1 / 2, 1 / 2, 0.0, 0.0])
+    constant = token_weights(lengths, included, kind="constant", constant_length=20)
+    assert constant.tolist() == pytest.approx([1 / 40, 1 / 40, 0.0, 0.0])
+    with pytest.raises(ValueError, match="constant_length=0: must be at least 1"):
+        token_weights(lengths, included, kind="constant")
+
+
+def test_the_mean_of_microbatches_token_means() -> None:
+    """Included in their order: 2 and 6 tokens, then 3 and 1, then 4 alone: three means, each a third of the loss."""
+    lengths = torch.tensor([2, 9, 6, 3, 1, 4])
+    included = torch.tensor([True, False, True, True, True, True])
+    weights = token_weights(lengths, included, kind="microbatch_token_mean", microbatch_sequences=2)
+    assert weights.tolist() == pytest.approx([1 / 24, 0.0, 1 / 24, 1 / 12, 1 / 12, 1 / 12])
+    values = torch.rand(6, 10, dtype=F64)
+    microbatches = [torch.cat([values[i, : lengths[i]] for i in batch]).mean() for batch in ([0, 2], [3, 4], [5])]
+    total = sum(weights[i] * values[i, : lengths[i]].sum() for i in range(6))
+    torch.testing.assert_close(total, torch.stack(microbatches).mean())
+    with pytest.raises(ValueError, match="microbatch_sequences=0"):
+        token_weights(lengths, included, kind="microbatch_token_mean", microbatch_sequences=0)
+
+
+@pytest.mark.parametrize("kind", REDUCTIONS)
 def test_reduction_weights_of_nothing(kind: str) -> None:
-    assert token_weights(torch.tensor([3, 4]), torch.tensor([False, False]), kind=kind).tolist() == [0.0, 0.0]
-    assert token_weights(torch.zeros(0), torch.zeros(0), kind=kind).tolist() == []
+    nothing = torch.tensor([False, False])
+    assert token_weights(torch.tensor([3, 4]), nothing, kind=kind, constant_length=9).tolist() == [0.0, 0.0]
+    assert token_weights(torch.zeros(0), torch.zeros(0), kind=kind, constant_length=9).tolist() == []
 
 
 def test_an_unknown_reduction_lists_the_choices() -> None:

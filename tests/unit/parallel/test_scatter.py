@@ -29,6 +29,7 @@ WORK = ReplicaWork(
     ),
     updates=(((0, 1), ()), ((2,), (1, 0))),
     scalars={"kl_coefficient": 1e-3 / 3.0, "total_tokens/0": 3.0},
+    numbers=(4, 0, 17),
 )
 
 
