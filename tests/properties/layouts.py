@@ -18,7 +18,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,24 @@ from tests.gradients import largest  # noqa: E402
 from tests.properties.draws import Draw, draw_case  # noqa: E402
 from tests.properties.ranks import LIMITS, hf_config  # noqa: E402
 
-CHECK, CHECK_WITH_BUG = "tests.properties.ranks:check", "tests.properties.injected:check_with_bug"
 BATCH = 10  # draws of one launcher
+
+
+@dataclass(frozen=True)
+class Property:
+    """What is checked of a draw: ``check`` and ``check_with_bug`` are "module:function" that its ranks run.
+
+    ``limits``: of the result's values, each with its noise beside it where there is one. ``more(number)``: what the
+    draw has besides its model, inputs and layout, in words that are counted.
+    """
+
+    check: str
+    check_with_bug: str
+    limits: dict[str, float]
+    more: Callable[[int], list[str]] = lambda number: []
+
+
+OUTPUTS = Property("tests.properties.ranks:check", "tests.properties.injected:check_with_bug", LIMITS)
 
 
 def possible(number: int, largest_world: int, folder: Path) -> tuple[Draw, int, list[str]]:
@@ -58,7 +75,12 @@ def possible(number: int, largest_world: int, folder: Path) -> tuple[Draw, int, 
 
 
 def run_draws(
-    numbers: list[int], largest_world: int, root: Path, *, bugs: Sequence[str] = ("",)
+    numbers: list[int],
+    largest_world: int,
+    root: Path,
+    *,
+    bugs: Sequence[str] = ("",),
+    checked: Property = OUTPUTS,
 ) -> tuple[list[tuple[Draw, dict[str, Any]]], int]:
     """(draw, its result) of each number, and how many layouts were refused; AssertionError when one cannot be run.
 
@@ -69,7 +91,7 @@ def run_draws(
         directory = root / bug / f"{number}"
         draw, attempt, refusals = possible(number, largest_world, directory / "config")
         arguments = {"number": number, "largest_world": largest_world, "attempt": attempt}
-        function, more = (CHECK_WITH_BUG, {"bug": bug}) if bug else (CHECK, {})
+        function, more = (checked.check_with_bug, {"bug": bug}) if bug else (checked.check, {})
         case = Case(function, draw.world, str(directory), arguments | more)
         drawn.append((draw, case, len(refusals)))
     run_cases([case for _, case, _ in drawn], timeout=120.0)
@@ -77,34 +99,40 @@ def run_draws(
     return results, sum(count for _, _, count in drawn)
 
 
-def failure(result: dict[str, Any]) -> str:
+def failure(result: dict[str, Any], checked: Property = OUTPUTS) -> str:
     """What exceeds its limit, in words; empty when nothing does. NaN exceeds every limit."""
-    return ", ".join(f"{name} {result[name]:.1e}" for name, limit in LIMITS.items() if not result[name] <= limit)
-
-
-def line_of(draw: Draw, result: dict[str, Any]) -> str:
-    """One line of the log."""
-    return (
-        f"{'FAILED ' + failure(result) if failure(result) else 'ok'}: outputs {result['outputs']:.1e} (noise "
-        f"{result['outputs_noise']:.1e}), gradients {result['gradients']:.1e} {result['worst']} (noise "
-        f"{result['gradients_noise']:.1e}), copies {result['copies']:.1e}; {draw}"
+    return ", ".join(
+        f"{name} {result[name]:.1e}" for name, limit in checked.limits.items() if not result[name] <= limit
     )
 
 
-def summary(results: list[tuple[Draw, dict[str, Any]]], refused: int, failed: int, seconds: float) -> str:
+def line_of(draw: Draw, result: dict[str, Any], checked: Property = OUTPUTS) -> str:
+    """One line of the log."""
+    wrong = failure(result, checked)
+    values = [
+        f"{name} {result[name]:.1e}" + (f" (noise {result[f'{name}_noise']:.1e})" if f"{name}_noise" in result else "")
+        for name in checked.limits
+    ]
+    more = f" {checked.more(draw.number)}" if checked.more(draw.number) else ""
+    return f"{'FAILED ' + wrong if wrong else 'ok'}: {', '.join(values)}, worst {result['worst']}; {draw}{more}"
+
+
+def summary(
+    results: list[tuple[Draw, dict[str, Any]]], refused: int, failed: int, seconds: float, checked: Property
+) -> str:
     """Worst, median and how many draws had what."""
     lines = [f"{len(results)} draws, {failed} failed, {refused} impossible layouts refused, {seconds:.0f} s"]
-    for name in ("outputs", "outputs_noise", "gradients", "gradients_noise", "copies"):
-        values = [result[name] for _, result in results] or [float("nan")]
-        lines.append(f"{name}: largest {largest(values):.1e}, median {statistics.median(values):.1e}")
-    counts = Counter(factor for draw, _ in results for factor in draw.factors())
+    for name in [name for limit in checked.limits for name in (limit, f"{limit}_noise")]:
+        if values := [result[name] for _, result in results if name in result]:
+            lines.append(f"{name}: largest {largest(values):.1e}, median {statistics.median(values):.1e}")
+    counts = Counter(factor for draw, _ in results for factor in [*draw.factors(), *checked.more(draw.number)])
     lines += [f"{count:5d}  {factor}" for factor, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     return "\n".join(lines)
 
 
-def main() -> int:
+def main(checked: Property = OUTPUTS, description: str | None = __doc__) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=500, metavar="N", help="how many (default: 500)")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first (default: 0)")
     parser.add_argument("--largest-world", type=int, default=8, metavar="N", help="processes at most (default: 8)")
@@ -118,7 +146,7 @@ def main() -> int:
         for start in range(0, len(numbers), BATCH):
             root, batch = Path(tempfile.mkdtemp(prefix="layout-draws-")), numbers[start : start + BATCH]
             try:
-                found, impossible = run_draws(batch, options.largest_world, root)
+                found, impossible = run_draws(batch, options.largest_world, root, checked=checked)
             except AssertionError as error:
                 failed += 1
                 lines.append(f"FAILED to run one of draws {batch[0]} to {batch[-1]}: {error}")
@@ -128,12 +156,12 @@ def main() -> int:
                 shutil.rmtree(root, ignore_errors=True)
                 bar.update(len(batch))
             results, refused = results + found, refused + impossible
-            lines += [line_of(draw, result) for draw, result in found]
+            lines += [line_of(draw, result, checked) for draw, result in found]
             for draw, result in found:
-                if failure(result):
+                if failure(result, checked):
                     failed += 1
-                    print(line_of(draw, result), file=sys.stderr)
-    lines.append(summary(results, refused, failed, time.monotonic() - started))
+                    print(line_of(draw, result, checked), file=sys.stderr)
+    lines.append(summary(results, refused, failed, time.monotonic() - started, checked))
     print(lines[-1])
     if options.log:
         options.log.write_text("\n".join(lines) + "\n", encoding="utf-8")

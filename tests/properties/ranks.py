@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from megatron_apo.config import Config
 from megatron_apo.parallel.groups import Groups, initialise, shut_down
 from megatron_apo.platform.torchvision_cpu import register_missing_operators
 from megatron_apo.records import Microbatch, PromptImage, TrainingSample
@@ -116,7 +117,7 @@ def reference(draw: Draw, directory: Path, dtype: torch.dtype) -> tuple[list[tor
             found.append(logits.detach())
         else:
             response = torch.tensor(sample.response_ids)
-            logprobs, entropy = _plain_head(logits[-len(response) - 1 : -1], response, draw.temperature)
+            logprobs, entropy = plain_head(logits[-len(response) - 1 : -1], response, draw.temperature)
             (logprobs * weights[: len(response), 0]).sum().backward()
             found.append(torch.stack([logprobs.detach(), entropy], dim=1))
     gradients = {
@@ -126,7 +127,7 @@ def reference(draw: Draw, directory: Path, dtype: torch.dtype) -> tuple[list[tor
     return found, gradients
 
 
-def _plain_head(
+def plain_head(
     logits_RV: torch.Tensor, response_R: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability and entropy [R] of the distribution that a sampler draws from."""
@@ -188,13 +189,12 @@ def _forward_step(
 ) -> Callable[[Iterator[Microbatch], Any], tuple[Any, Any]]:
     """Runs a microbatch; its loss is its part of the draw's loss."""
     counts = len(draw.microbatches[0]) * groups.data_size * groups.context_size
-    head = HeadSettings(draw.temperature, FORBIDDEN, draw.text["vocab_size"], draw.chunk)
 
     def loss(output: torch.Tensor, model: Any, batch: Microbatch) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         if draw.head == "model":
             total = _logits_loss(output, batch, draw, groups, samples, kept)
         else:
-            found = response_logprobs(output, model, batch, head, groups)
+            found = response_logprobs(output, model, batch, head_of(draw), groups)
             total = _logprobs_loss(*found, batch, draw, groups, samples, kept)
         # Megatron divides every gradient by the sum of these counts: times it, nothing is divided.
         return total * counts, torch.tensor(1, dtype=torch.int), {}
@@ -207,12 +207,21 @@ def _forward_step(
     return forward_step
 
 
-def _run_layout(draw: Draw, checkpoint: Path, groups: Groups, parts: Path) -> Tensors:
-    """This layout's gradients (on rank 0), and its outputs in ``parts``, as each rank has them."""
+def head_of(draw: Draw) -> HeadSettings:
+    """The trainer's head of the draw."""
+    return HeadSettings(draw.temperature, FORBIDDEN, draw.text["vocab_size"], draw.chunk)
+
+
+def config_of(draw: Draw, checkpoint: Path) -> Config:
+    """Settings of the draw's layout."""
     overrides = [f"--model.vision_ffn_multiple={draw.vision_ffn_multiple}"]
     overrides += [f"--parallel.{key}={json.dumps(value)}" for key, value in vars(draw.parallel).items()]
-    config = job_config(checkpoint, f"--model.recompute={draw.recompute}", *overrides)
-    state = build_training_state(config, groups, updates=1, reference=False)
+    return job_config(checkpoint, f"--model.recompute={draw.recompute}", *overrides)
+
+
+def _run_layout(draw: Draw, checkpoint: Path, groups: Groups, parts: Path) -> Tensors:
+    """This layout's gradients (on rank 0), and its outputs in ``parts``, as each rank has them."""
+    state = build_training_state(config_of(draw, checkpoint), groups, updates=1, reference=False)
     samples, kept = samples_of(draw), Tensors()
     batches = [
         pack_microbatch(
@@ -233,11 +242,11 @@ def _run_layout(draw: Draw, checkpoint: Path, groups: Groups, parts: Path) -> Te
     if kept:
         save_file(kept, parts / f"outputs_{groups.rank}.safetensors")
     chunks = [unwrap(chunk) for chunk in state.model]
-    (parts / f"copies_{groups.rank}.json").write_text(json.dumps(_fingerprints(chunks, groups)))
+    write_copies(chunks, groups, parts)
     return {name: tensor.clone() for name, tensor in export_tensors(chunks, groups, main_gradients)}
 
 
-def _fingerprints(chunks: list[Any], groups: Groups) -> dict[str, list[float]]:
+def write_copies(chunks: list[Any], groups: Groups, parts: Path) -> None:
     """Norm and a random projection of each of this rank's gradients, by its tensor and, if cut, the tensor rank."""
     found = {}
     for chunk in chunks:
@@ -247,10 +256,10 @@ def _fingerprints(chunks: list[Any], groups: Groups) -> dict[str, list[float]]:
             probe = torch.randn(gradient.shape, generator=_generator("probe"), dtype=torch.float64)
             part = "" if row.cut is None else f" of tensor rank {groups.tensor_rank}"
             found[row.hf[0] + part] = [float(gradient.norm()), float(gradient @ probe)]
-    return found
+    (parts / f"copies_{groups.rank}.json").write_text(json.dumps(found))
 
 
-def _largest_difference_of_copies(parts: Path) -> float:
+def compare_copies(parts: Path) -> float:
     """Of what several ranks hold of one gradient, relative as ``largest_error``: the comparison reads one of them."""
     copies: dict[str, list[torch.Tensor]] = {}
     for file in parts.glob("copies_*.json"):
@@ -288,7 +297,7 @@ def compare(draw: Draw, checkpoint: Path, gradients: Tensors, parts: Path) -> di
         "outputs_noise": largest([float((wanted - true).abs().max()) for _, wanted, true in triples]),
         "gradients": error,
         "worst": worst,
-        "copies": _largest_difference_of_copies(parts),
+        "copies": compare_copies(parts),
         "gradients_noise": largest_error(expected, exact)[0],
     }
 
