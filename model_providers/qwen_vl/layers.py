@@ -116,10 +116,10 @@ class PackedAttention(MegatronModule):
                     "layers.packed_layout context_rank and context_size"
                 )
             return self._context_forward(query, key, value, layout.context.attention)
-        parts = []
+        parts, pad = [], _gathered if layout.buckets.unpad_index_T is not None else _viewed
         for bucket in layout.buckets.buckets:
             query_NASD, key_NASD, value_NASD = (
-                _pad(tensor.squeeze(1), bucket.pad_index_NS) for tensor in (query, key, value)
+                pad(tensor.squeeze(1), bucket.pad_index_NS) for tensor in (query, key, value)
             )
             masked = not self.causal and bucket.key_mask_NS is not None
             out_NASD = functional.scaled_dot_product_attention(
@@ -161,11 +161,9 @@ def _gathered(tensor_TAD: torch.Tensor, index_NS: torch.Tensor) -> torch.Tensor:
     return tensor_TAD.index_select(0, index_NS.reshape(-1)).view(*index_NS.shape, *tensor_TAD.shape[1:]).transpose(1, 2)
 
 
-def _pad(tensor_TAD: torch.Tensor, pad_index_NS: torch.Tensor) -> torch.Tensor:
-    """[T, A, D] -> [N, A, S, D]."""
-    if pad_index_NS.numel() == tensor_TAD.shape[0]:  # one bucket, equally long: a view
-        return tensor_TAD.reshape(*pad_index_NS.shape, *tensor_TAD.shape[1:]).transpose(1, 2)
-    return _gathered(tensor_TAD, pad_index_NS)
+def _viewed(tensor_TAD: torch.Tensor, index_NS: torch.Tensor) -> torch.Tensor:
+    """``_gathered`` where the index only counts: one bucket of equally long sequences, nothing to copy."""
+    return tensor_TAD.reshape(*index_NS.shape, *tensor_TAD.shape[1:]).transpose(1, 2)
 
 
 def _unpad(parts: list[torch.Tensor], index_T: torch.Tensor | None) -> torch.Tensor:

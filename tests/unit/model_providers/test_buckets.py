@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn import functional
 
+from megatron_apo.parallel.groups import Groups
 from model_providers.qwen_vl.buckets import bucket_members, bucketed
+from model_providers.qwen_vl.layers import PackedAttention, packed_layout
 
 
 def boundaries(lengths: list[int]) -> torch.Tensor:
@@ -45,3 +52,26 @@ def test_a_heavy_tail_costs_little_more_than_its_own_squares() -> None:
         cells = sum(bucket.pad_index_NS.shape[0] * bucket.pad_index_NS.shape[1] ** 2 for bucket in found.buckets)
         assert cells <= 2.05 * sum(max(length, 64) ** 2 for length in lengths)
         assert len(found.buckets) <= 2 + math.log(max(max(lengths), 64) / 64) / math.log(1 / 0.7)
+
+
+# Padded to their longest, the four shorter of the last take as many cells as there are tokens: 4 x 32 = 128.
+@pytest.mark.parametrize("lengths", [[6], [4, 4], [90, 3, 200, 64], [72, 32, 8, 8, 8]])
+@pytest.mark.parametrize("mask", [AttnMaskType.causal, AttnMaskType.no_mask])
+def test_attention_of_each_sequence_by_itself(lengths: list[int], mask: AttnMaskType, one_process: Groups) -> None:
+    """Four query heads on two of keys and values, against SDPA on every sequence alone."""
+    config: Any = TransformerConfig(num_layers=1, hidden_size=32, num_attention_heads=4)
+    attention = PackedAttention(config, 1, mask, "self", pg_collection=SimpleNamespace(cp=None))
+    total, generator = sum(lengths), torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(total, 1, heads, 8, generator=generator) for heads in (4, 2, 2))
+    found = attention(query, key, value, packed_seq_params=packed_layout(boundaries(lengths), max(lengths)))
+    expected = [
+        functional.scaled_dot_product_attention(
+            *(tensor.squeeze(1).transpose(0, 1)[None] for tensor in parts),
+            is_causal=mask == AttnMaskType.causal,
+            enable_gqa=True,
+        )[0]
+        .transpose(0, 1)
+        .flatten(1)
+        for parts in zip(*(tensor.split(lengths) for tensor in (query, key, value)), strict=True)
+    ]
+    torch.testing.assert_close(found.squeeze(1), torch.cat(expected), atol=1e-6, rtol=1e-5)
