@@ -20,7 +20,6 @@ from tests.distributed.measured_memory import CHUNK, PATCHES, SHAPES, TOKENS
 CASES: dict[str, tuple[int, str, str, dict[str, Any]]] = {
     "one process": (1, "wide_ffn", "bfloat16", {}),
     "one process, Qwen2-VL": (1, "wide_attention", "float32", {}),
-    "TP 2": (2, "wide_ffn", "bfloat16", {"tensor": 2}),
     "TP 2, sequence parallelism": (2, "wide_ffn", "float32", {"tensor": 2, "sequence": True}),
     "TP 4, sequence parallelism, Qwen2-VL": (4, "wide_attention", "bfloat16", {"tensor": 4, "sequence": True}),
     "CP 2": (2, "wide_ffn", "bfloat16", {"context": 2}),
