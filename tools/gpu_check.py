@@ -3,8 +3,9 @@
     python tools/gpu_check.py [--model DIR]
 
 Each check prints "ok", "failed" or "not measured" with its reason. Exit status 0: all ok; 1: something failed; 3:
-nothing failed, but something could not be measured, as on a machine without a GPU. ``--model``: a checkpoint for vLLM
-to generate with; without it that check is not measured.
+nothing failed, but something could not be measured. On a machine without a GPU that is everything: the versions listed
+there are what it has, not what a GPU host needs (Transformer Engine must not be installed without a GPU). ``--model``:
+a checkpoint for vLLM to generate with; without it that check is not measured.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ PACKAGES = {
     "transformers": "",
     "safetensors": "",
     "psutil": "",
+    "math-verify": "0.9.0",
     "transformer-engine": "2.11.0",
     "transformer-engine-torch": "2.11.0",
     "vllm": "0.24.0",
@@ -181,6 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", metavar="DIR", help="checkpoint that vLLM generates with")
     options = parser.parse_args(arguments)
     results = {"versions": versions(), "GPU": gpu()}
+    if results["GPU"][0] == "not measured":
+        results["versions"] = "not measured", f"these are a GPU host's, this is none: {results['versions'][1]}"
     needing: dict[str, Callable[[], Result]] = {
         "Transformer Engine imports": transformer_engine,
         "Transformer Engine equals local": same_numbers,

@@ -168,6 +168,13 @@ def recomputed_vision(
     return _again(_tower(model, budget, tensor, sequence), budget.patches, budget.frame_cells, recompute)
 
 
+def between_layers(model: ModelSize, budget: Budget) -> float:
+    """Bytes in the backward pass that nothing saved: a projection's input gathered again, its gradient before it is
+    split, the residual's gradient and the next one. Four times the hidden states, not cut over tensor ranks: the number
+    fits what is allocated (tests/distributed/test_planned_activations.py), it is not derived."""
+    return 4 * budget.tokens * model.hidden * BYTES[budget.dtype]
+
+
 def final_norm(model: ModelSize, budget: Budget, *, split: int = 1) -> float:
     """Bytes that the last stage's norm saves."""
     return _norm(budget.tokens / split, model.hidden, BYTES[budget.dtype], True)

@@ -154,7 +154,7 @@ def _stage_memory(request: Request, layout: Layout, data: int, stage: int, layer
         "reference": unpadded if request.reference else 0,
         "gradients": state.gradients,
         "optimizer": state.optimizer,
-        "activations": round(saved * in_flight + again),
+        "activations": round(saved * in_flight + again + activations.between_layers(model, budget)),
         "vision": round(vision * in_flight + more),
         "logits": round(activations.head(model, budget, tensor=parallel.tensor)) if last else 0,
         "reserve": round(request.reserve_gib * GIB),

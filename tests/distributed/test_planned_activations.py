@@ -22,6 +22,7 @@ CASES: dict[str, tuple[int, str, str, dict[str, Any]]] = {
     "one process, Qwen2-VL": (1, "wide_attention", "float32", {}),
     "TP 2, sequence parallelism": (2, "wide_ffn", "float32", {"tensor": 2, "sequence": True}),
     "TP 4, sequence parallelism, Qwen2-VL": (4, "wide_attention", "bfloat16", {"tensor": 4, "sequence": True}),
+    "TP 2, sequence parallelism, Qwen2-VL": (2, "wide_attention", "bfloat16", {"tensor": 2, "sequence": True}),
     "CP 2": (2, "wide_ffn", "bfloat16", {"context": 2}),
     "TP 2, sequence parallelism, CP 2": (4, "wide_ffn", "bfloat16", {"tensor": 2, "sequence": True, "context": 2}),
 }
