@@ -31,7 +31,7 @@ PACKAGES = {
     "transformer-engine-torch": "2.11.0",
     "vllm": "0.24.0",
 }
-TOLERANCE = 3e-2  # of the largest value: two bfloat16 paths that round at different places
+TOLERANCE = 3e-2  # of a tensor's norm: two bfloat16 paths that round at different places
 Result = tuple[str, str]  # (ok | failed | not measured, what was found)
 
 
@@ -85,7 +85,7 @@ def same_numbers() -> Result:
     differences = json.loads(found)
     worst = max(differences, key=lambda name: differences[name])
     return (
-        "ok" if differences[worst] <= TOLERANCE else "failed",
+        "ok" if all(value <= TOLERANCE for value in differences.values()) else "failed",  # NaN is not
         f"largest relative difference {differences[worst]:.1e} ({worst}), allowed {TOLERANCE:.0e}",
     )
 
@@ -167,7 +167,8 @@ def _tiny_shape():  # type: ignore[no-untyped-def]
 
 
 _GENERATE = """
-import sys
+import os, sys
+os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # its kernels are not among the packages
 from vllm import LLM, SamplingParams
 engine = LLM(model=sys.argv[1], enforce_eager=True, max_model_len=512, gpu_memory_utilization=0.4)
 answer = engine.generate("Count to five: one, two,", SamplingParams(max_tokens=8, temperature=0.0))
