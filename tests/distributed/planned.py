@@ -1,10 +1,9 @@
-"""What a really built model and optimizer weigh, and what a real forward pass saves: run on each rank of a job."""
+"""What a really built model and optimizer weigh: run on each rank of a job."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -51,22 +50,3 @@ def weigh(directory: Path, *, overrides: list[str]) -> None:
     found = _weigh(config, groups)
     (directory / f"rank_{groups.rank}.json").write_text(json.dumps(found))
     shut_down()
-
-
-def saved_bytes(model: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> int:
-    """Bytes of the distinct storages that a forward pass leaves for the backward pass, parameters left out."""
-    own = set(_storages([p.data for p in model.parameters()]))
-    found: dict[int, int] = {}
-    kept: list[torch.Tensor] = []  # held, so that no address is used twice
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor)
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    model.train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(*arguments, **keywords, output="hidden")
-    return sum(found.values())
