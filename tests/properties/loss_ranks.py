@@ -39,10 +39,11 @@ from tests.properties.ranks import (
     make_checkpoint,
     pixels_of,
     plain_head,
+    plain_logits,
     samples_of,
     write_copies,
 )
-from tests.unit.model_providers.reference import transformers_logits_of, transformers_model
+from tests.unit.model_providers.reference import transformers_model
 
 LIMITS = {"metrics": 2e-5, "gradients": BOUND, "copies": BOUND}
 LONGEST = 25  # response tokens, for the reduction "constant"
@@ -129,9 +130,7 @@ def make_policies(checkpoint: Path) -> None:
 def _plain_logprobs(draw: Draw, directory: Path, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, Any]:
     """Log-probabilities and entropies [R] of all responses by transformers, and its model."""
     model, found = transformers_model(directory, dtype), []
-    for sample, sequence in zip(samples_of(draw), draw.sequences, strict=True):
-        shown = [(pixels_of(draw, v.name, v.grid), v.grid, v.seconds) for v in sequence.visuals]
-        logits = transformers_logits_of(model, sample.prompt_ids + sample.response_ids, shown)
+    for sample, logits in zip(samples_of(draw), plain_logits(draw, directory, model), strict=True):
         response = torch.tensor(sample.response_ids)
         found.append(plain_head(logits[-len(response) - 1 : -1], response, draw.temperature))
     return torch.cat([logprobs for logprobs, _ in found]), torch.cat([entropy for _, entropy in found]), model
@@ -149,7 +148,11 @@ def unsplit(draw: Draw, loss: LossDraw, checkpoint: Path, dtype: torch.dtype) ->
         return torch.tensor([getattr(s, name) for s in samples], dtype=torch.float32).to(dtype)[sequence_R]
 
     def sums(values: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(samples), dtype=dtype).index_add(0, sequence_R, values.detach().to(dtype))[sequence_R].to(values.dtype)
+        return (
+            torch.zeros(len(samples), dtype=dtype)
+            .index_add(0, sequence_R, values.detach().to(dtype))[sequence_R]
+            .to(values.dtype)
+        )
 
     logprobs, entropy, model = _plain_logprobs(draw, checkpoint, dtype)
     engine = torch.tensor([v for s in samples for v in s.rollout_logprobs], dtype=torch.float32).to(dtype)

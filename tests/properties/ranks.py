@@ -106,14 +106,13 @@ def hf_config(draw: Draw) -> Any:
     )
 
 
-def reference(draw: Draw, directory: Path, dtype: torch.dtype) -> tuple[list[torch.Tensor], Tensors]:
-    """transformers' outputs of each sequence, and its gradients by published name.
+def plain_logits(draw: Draw, directory: Path, model: Any) -> Iterator[torch.Tensor]:
+    """transformers' logits [tokens, V] of each sequence by itself.
 
     It finds the positions by itself, but where it departs from the models' own rule (``Draw.outlasts``).
     """
-    model, shape = transformers_model(directory, dtype), read_shape(directory)
-    found = []
-    for place, (sample, sequence) in enumerate(zip(samples_of(draw), draw.sequences, strict=True)):
+    shape = read_shape(directory)
+    for sample, sequence in zip(samples_of(draw), draw.sequences, strict=True):
         shown = [(pixels_of(draw, v.name, v.grid), v.grid, v.seconds) for v in sequence.visuals]
         positions = None
         if any(draw.outlasts(visual) for visual in sequence.visuals):
@@ -121,7 +120,13 @@ def reference(draw: Draw, directory: Path, dtype: torch.dtype) -> tuple[list[tor
             positions = mrope_position_ids(
                 sample.prompt_ids, len(sample.response_ids), grids, shape.vision_tokens, seconds
             )
-        logits = transformers_logits_of(model, sample.prompt_ids + sample.response_ids, shown, positions)
+        yield transformers_logits_of(model, sample.prompt_ids + sample.response_ids, shown, positions)
+
+
+def reference(draw: Draw, directory: Path, dtype: torch.dtype) -> tuple[list[torch.Tensor], Tensors]:
+    """transformers' outputs of each sequence, and its gradients by published name."""
+    model, found = transformers_model(directory, dtype), []
+    for place, (sample, logits) in enumerate(zip(samples_of(draw), plain_logits(draw, directory, model), strict=True)):
         weights = loss_weights(draw, place, len(logits)).to(dtype)
         if draw.head == "model":
             (logits * weights).sum().backward()
