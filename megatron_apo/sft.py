@@ -80,11 +80,13 @@ def _train(config: Config, groups: Groups, directory: RunDirectory, *, resume: b
         # Imitation is of the plain softmax, whatever temperature the policy is sampled at later.
         replace(head_settings(config, builder.forbidden_token_ids, state.shape.vocab), temperature=1.0),
         supervised=True,
+        max_skipped_in_a_row=config.training.max_skipped_in_a_row,
     )
     trainer = Trainer(state, groups, settings, pixel_values=builder.pixel_values)
     done = LoopState(0, 0, 0)
     if resume:
         done = load_checkpoint(state, groups, directory.checkpoints)
+        trainer.skipped_in_a_row = done.skipped_in_a_row
     prompts: list[Prompt] = []
     writers: Writers | None = None
     stream: PromptStream | None = None
@@ -121,7 +123,7 @@ def _train(config: Config, groups: Groups, directory: RunDirectory, *, resume: b
                 writers.write(step, kept)
                 progress.update(step, kept)
             if step == config.run.steps or (config.run.save_every and step % config.run.save_every == 0):
-                loop = LoopState(step, step, step)
+                loop = LoopState(step, step, step, trainer.skipped_in_a_row)
                 save_checkpoint(state, groups, directory.checkpoints, loop, keep=config.run.keep_checkpoints)
     export_model(state, groups, config.model.path, directory.export)
     if writers is not None:

@@ -13,30 +13,32 @@ from typing import Any
 import torch
 
 from megatron_apo.config import ObjectiveConfig
+from megatron_apo.observability.console import say
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.parallel.reduction import reduce_metrics, share_text
 from megatron_apo.parallel.status import phase
 from megatron_apo.records import Microbatch, PromptImage, ReplicaWork, TrainingSample
+from megatron_apo.training.finite import NOT_FINITE_ROW, Fault, NonFiniteError, describe_faults, find_faults
 from megatron_apo.training.forward_step import HeadSettings, LossSettings, agreement_sums, training_step
 from megatron_apo.training.microbatches import pack_microbatch, response_places, run_schedule, score_microbatches
 from megatron_apo.training.setup import TrainingState
 
 BeforeStep = Callable[[dict[str, float], Callable[[], str]], None]
 _MAXIMA = ("gate/max",)
-_PLACES = ("gate/row",)  # where a microbatch's maximum lies: read for a message, never summed
-
-
-class NonFiniteError(RuntimeError):
-    """Loss or gradient norm is NaN or infinite."""
+_PLACES = ("gate/row", NOT_FINITE_ROW)  # rows of a microbatch: read for a message, never summed
 
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """What a trainer needs to know besides its state. ``supervised``: imitate the responses, no old or reference."""
+    """What a trainer needs to know besides its state. ``supervised``: imitate the responses, no old or reference.
+
+    ``max_skipped_in_a_row``: so many updates in a row with a NaN or an infinity stop the run.
+    """
 
     objective: ObjectiveConfig
     head: HeadSettings
     supervised: bool = False
+    max_skipped_in_a_row: int = 1
 
 
 def _sum_over_microbatches(collected: Sequence[dict[str, torch.Tensor]]) -> dict[str, float]:
@@ -71,6 +73,7 @@ class Trainer:
         self.groups = groups
         self.settings = settings
         self._pixel_values = pixel_values
+        self.skipped_in_a_row = 0  # updates up to now; a checkpoint carries it over a resume
 
     def _microbatch(self, samples: Sequence[TrainingSample], indices: Sequence[int]) -> Microbatch:
         return pack_microbatch(
@@ -88,7 +91,9 @@ class Trainer:
 
         ``before_step`` sees the metrics before the optimizer moves, on every rank alike, and may raise to stop it; its
         second argument, which all ranks call or none, says which token engine and trainer differ most about.
-        Raises NonFiniteError when the loss is NaN or infinite; parameters and optimizer are then untouched.
+        An update with a NaN or an infinity in loss, gradients or log-probabilities is skipped on every rank:
+        parameters, optimizer and schedule stay as they are, and its one metric is ``optimizer/skipped_updates``, 1.
+        Raises NonFiniteError when too many in a row are.
         """
         with phase(self.groups, "microbatches"):  # an image may be missing on one machine only
             updates = [[self._microbatch(work.samples, indices) for indices in update] for update in work.updates]
@@ -170,22 +175,53 @@ class Trainer:
             chunk.zero_grad_buffer()
         state.optimizer.zero_grad()
         collected = run_schedule(state.model, training_step(self.settings.head, self.groups, loss), batches)
-        metrics = reduce_metrics(_sum_over_microbatches(collected), self.groups, maxima=_MAXIMA)
+        sums = _sum_over_microbatches(collected)
+        metrics = reduce_metrics(sums, self.groups, maxima=_MAXIMA)
         if int(metrics["count/tokens"]) != loss.total_tokens:
             raise RuntimeError(
                 f"the microbatches hold {int(metrics['count/tokens'])} response tokens, the plan {loss.total_tokens}: "
                 "the loss would be scaled wrongly"
             )
-        if not math.isfinite(metrics["loss/total"]):
-            raise NonFiniteError(f"loss is {metrics['loss/total']}; the optimizer was not stepped")
         if before_step is not None:
             before_step(metrics, lambda: self._worst_token(batches, collected, samples, metrics["gate/max"]))
+        if faults := find_faults(state.model, sums, self.groups):
+            return self._skip(faults, batches, collected, samples)
+        self.skipped_in_a_row = 0
+        metrics["optimizer/skipped_updates"] = 0.0
         _, gradient_norm, _ = state.optimizer.step()
         # Not from the optimizer's groups: a rank whose every parameter is frozen has none.
         metrics["optimizer/learning_rate"] = float(state.scheduler.get_lr({}))
         state.scheduler.step(1)
         if gradient_norm is not None:
             metrics["optimizer/gradient_norm"] = float(gradient_norm)
-            if not math.isfinite(metrics["optimizer/gradient_norm"]):
-                raise NonFiniteError(f"gradient norm is {gradient_norm}; resume from the last checkpoint")
         return metrics
+
+    def _skip(
+        self,
+        faults: Sequence[Fault],
+        batches: Sequence[Microbatch],
+        collected: Sequence[dict[str, torch.Tensor]],
+        samples: Sequence[TrainingSample],
+    ) -> dict[str, float]:
+        """Leaves parameters, optimizer and schedule alone and says why; collective, as ``faults`` are every rank's."""
+        self.skipped_in_a_row += 1
+        token = ""
+        for batch, item in zip(batches, collected, strict=False):  # stages before the last collected nothing
+            row = int(item.get(NOT_FINITE_ROW, -1))
+            if not token and row >= 0:
+                token = _describe_token(batch, samples, row)
+        found = describe_faults(faults, share_text(token, self.groups))
+        limit = self.settings.max_skipped_in_a_row
+        if self.skipped_in_a_row >= limit:
+            raise NonFiniteError(
+                f"{found}: {self.skipped_in_a_row} update(s) skipped in a row, as many as "
+                f"training.max_skipped_in_a_row={limit} allows. Parameters and optimizer are as they were before them; "
+                "lower optimizer.learning_rate or set optimizer.clip_gradient if the policy diverged, look at the "
+                "responses of the step, and go on with --resume from the last checkpoint"
+            )
+        if self.groups.is_controller:
+            say(
+                f"update skipped ({self.skipped_in_a_row} in a row, the run stops at {limit}): {found}; parameters and "
+                "optimizer stay as they are"
+            )
+        return {"optimizer/skipped_updates": 1.0}
