@@ -32,6 +32,7 @@ class ModelConfig:
     dtype: str = "float32"  # float32 | bfloat16
     layer_spec: str = "local"  # local | transformer_engine
     recompute: str = "none"  # none | selective | full
+    reference: str = "resident"  # resident | host: the initial policy for KL, on the device or swapped in to score
     freeze_vision: bool = False  # the vision tower without its merger
     freeze_merger: bool = False  # what turns image patches into tokens of the language model
     freeze_language: bool = False  # the language model with its embedding and output projection

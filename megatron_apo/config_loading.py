@@ -287,6 +287,7 @@ _CHECKS: list[_Check] = [
     ("optimizer.beta2", lambda b: 0 <= b < 1, "must lie between 0 and 1"),
     _one_of("model.dtype", "float32", "bfloat16"),
     _one_of("model.layer_spec", "local", "transformer_engine"),
+    _one_of("model.reference", "resident", "host"),
     _one_of("model.recompute", "none", "selective", "full"),
     _one_of("rollout.engine", "vllm", "transformers"),
     _one_of("rollout.placement", "auto", "in_process", "process"),

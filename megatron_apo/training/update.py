@@ -98,7 +98,8 @@ class Trainer:
         with phase(self.groups, "microbatches"):  # an image may be missing on one machine only
             updates = [[self._microbatch(work.samples, indices) for indices in update] for update in work.updates]
         if self.state.reference is not None:
-            updates = self._attach(updates, "ref_logprobs_T", self.state.reference)
+            with self.state.reference.scoring() as reference:
+                updates = self._attach(updates, "ref_logprobs_T", reference)
         old = "engine" if self.settings.objective.old_logprobs == "engine" else "current"
         if len(updates) > 1 and not self.settings.supervised:
             # Later updates see moved weights: agreement and pi_old are taken for all of them before the first.
