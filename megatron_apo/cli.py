@@ -141,7 +141,10 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _sft(options: argparse.Namespace, overrides: list[str]) -> None:
+    from megatron_apo.config_loading import check_evaluation
+
     config = _training_config(options, overrides)
+    check_evaluation(config)
     _prepare_megatron()
     from megatron_apo.sft import sft
 

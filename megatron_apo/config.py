@@ -68,7 +68,7 @@ class DataConfig:
     """Rows on disk (JSON lines with id, images, question, answer) and how their images are cut."""
 
     train: str = ""
-    validation: str = ""  # evaluated during training, never the held-out rows
+    validation: str = ""  # evaluated during training (sft: its demonstrations), never the held-out rows
     test: str = ""  # the held-out rows: before and after
     image_root: str = ""  # images must lie under it; empty: the data file's directory
     system_prompt: str = ""  # empty: none

@@ -127,13 +127,9 @@ class Alarms:
 
 def build_alarms(config: AlarmsConfig, rows: Iterable[Mapping[str, Any]] = ()) -> Alarms:
     """The alarms that ``config`` asks for, as they stand after the steps of ``rows`` (lines of ``metrics.jsonl``)."""
-    limits = [
-        Limit(name, action, value)
-        for action, section in (("warn", config.warn), ("stop", config.stop))
-        for name, value in asdict(section).items()
-        if value
-    ]
-    alarms = Alarms(tuple(limits), config.steps)  # type: ignore[arg-type]
+    warn = (Limit(name, "warn", value) for name, value in asdict(config.warn).items() if value)
+    stop = (Limit(name, "stop", value) for name, value in asdict(config.stop).items() if value)
+    alarms = Alarms((*warn, *stop), config.steps)
     for row in rows:
         alarms, _ = alarms.after(row)
     return alarms

@@ -16,6 +16,8 @@ WATCHED: dict[str, tuple[str, str]] = {
     "reward/total": ("reward", ".3f"),
     "reward/accuracy": ("acc", ".3f"),
     "evaluation/accuracy": ("val", ".3f"),
+    "evaluation/loss": ("val loss", ".4f"),
+    "evaluation/token_accuracy": ("val tokens", ".3f"),
     "rollout/response_length": ("len", ".1f"),
     "kl/raw": ("kl", ".4f"),
     "policy/entropy": ("ent", ".3f"),

@@ -51,6 +51,18 @@ CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...], str, float | None], ...] =
     ("Loss", (("loss/total", "loss"),), "", None),
     ("Gradient norm", (("optimizer/gradient_norm", "gradient norm"),), "Before clipping.", 0.0),
     (
+        "Validation loss",
+        (("evaluation/loss", "loss"),),
+        "Of the demonstrations of data.validation, nats per token.",
+        0.0,
+    ),
+    (
+        "Validation token accuracy",
+        (("evaluation/token_accuracy", "token accuracy"),),
+        "Share of the demonstrations' tokens that are the likeliest.",
+        0.0,
+    ),
+    (
         "Shaping",
         (("apo/difficulty", "difficulty"), ("apo/dads_weight", "DADS weight"), ("apo/stcr_weight", "STCR weight")),
         "Means over the step's responses; difficulty is the share of a group that is not correct.",

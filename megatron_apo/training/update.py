@@ -22,8 +22,10 @@ from megatron_apo.training.finite import NOT_FINITE_ROW, Fault, NonFiniteError, 
 from megatron_apo.training.forward_step import HeadSettings, LossSettings, agreement_sums, training_step
 from megatron_apo.training.microbatches import pack_microbatch, response_places, run_schedule, score_microbatches
 from megatron_apo.training.setup import TrainingState
+from megatron_apo.training.teacher_forcing import teacher_forced_metrics, teacher_forced_sums
 
 BeforeStep = Callable[[dict[str, float], Callable[[], str]], None]
+_EVALUATED_AT_ONCE = 8  # microbatches of each pipeline stage
 _MAXIMA = ("gate/max",)
 _PLACES = ("gate/row", NOT_FINITE_ROW)  # rows of a microbatch: read for a message, never summed
 
@@ -83,6 +85,21 @@ class Trainer:
     def score(self, model: list[Any], batches: Sequence[Microbatch]) -> list[torch.Tensor] | None:
         """Log-probabilities [T] of each microbatch, 0 outside responses; None on stages before the last."""
         return score_microbatches(model, batches, self.settings.head, self.groups)
+
+    def evaluate(self, work: ReplicaWork) -> dict[str, float]:
+        """Mean loss, perplexity and token accuracy of all replicas' responses; moves nothing, the same on every rank.
+
+        ``work`` is one update's worth of samples. A few microbatches at a time, so that few images are in memory.
+        """
+        totals: dict[str, float] = {}
+        portion = _EVALUATED_AT_ONCE * self.groups.pipeline_size
+        for start in range(0, len(work.updates[0]), portion):
+            with phase(self.groups, "validation microbatches"):
+                cut = work.updates[0][start : start + portion]
+                batches = [self._microbatch(work.samples, indices) for indices in cut]
+            sums = teacher_forced_sums(self.state.model, batches, self.settings.head, self.groups)
+            totals = {name: value + totals.get(name, 0.0) for name, value in sums.items()}
+        return teacher_forced_metrics(reduce_metrics(totals, self.groups))
 
     def step(
         self, work: ReplicaWork, before_step: BeforeStep = lambda metrics, worst_token: None
