@@ -141,7 +141,10 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _sft(options: argparse.Namespace, overrides: list[str]) -> None:
+    from megatron_apo.config_loading import check_evaluation
+
     config = _training_config(options, overrides)
+    check_evaluation(config)
     _prepare_megatron()
     from megatron_apo.sft import sft
 
@@ -169,15 +172,17 @@ def _prepare_megatron() -> None:
 @contextmanager
 def _stopping() -> Iterator[None]:
     """Turns the errors by which a run stops itself into one message; anything else is a defect and keeps its trace."""
+    from megatron_apo.observability.alarms import AlarmError
     from megatron_apo.parallel.status import PhaseError
     from megatron_apo.rewards.grader_process import RewardError
     from megatron_apo.rollout.process import EngineProcessError
-    from megatron_apo.training.update import NonFiniteError
+    from megatron_apo.training.finite import NonFiniteError
     from megatron_apo.weight_sync.verify import LogprobGateError, WeightSyncError
 
     try:
         yield
     except (
+        AlarmError,
         PhaseError,
         RewardError,
         EngineProcessError,

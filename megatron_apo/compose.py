@@ -18,10 +18,11 @@ from megatron_apo.evaluation.tables import plain_table, read_evaluations, write_
 from megatron_apo.loop import Controller, LiveRollouts, LoopParts, run_loop, step_sampling
 from megatron_apo.objective.objective import needs_reference
 from megatron_apo.objective.samples import ShapedStep
+from megatron_apo.observability.alarms import AlarmError, Alarms, build_alarms
 from megatron_apo.observability.console import say
 from megatron_apo.observability.progress import Progress
 from megatron_apo.observability.report import write_report
-from megatron_apo.observability.writers import Writers, open_writers
+from megatron_apo.observability.writers import Writers, open_writers, read_metrics
 from megatron_apo.parallel.groups import Groups, initialise, shut_down
 from megatron_apo.parallel.status import phase
 from megatron_apo.records import Prompt, RolloutGroup
@@ -42,10 +43,13 @@ from model_providers.qwen_vl.weight_map import hf_names
 
 
 class RunLog:
-    """A step's numbers and responses: to the writers, the rollouts directory and the progress bar."""
+    """A step's numbers and responses: to the writers, the rollouts directory, the progress bar and the alarms."""
 
-    def __init__(self, config: Config, directory: RunDirectory, writers: Writers, progress: Progress) -> None:
+    def __init__(
+        self, config: Config, directory: RunDirectory, writers: Writers, progress: Progress, alarms: Alarms
+    ) -> None:
         self._config = config
+        self._alarms = alarms
         self._directory = directory
         self._writers = writers
         self._progress = progress
@@ -53,7 +57,10 @@ class RunLog:
     def record(
         self, step: int, metrics: dict[str, float], groups: Sequence[RolloutGroup], shaped: ShapedStep, version: int
     ) -> None:
-        """Writes step ``step``; ``version`` is that of the weights which drew ``groups``."""
+        """Writes step ``step``; ``version`` is that of the weights which drew ``groups``.
+
+        Raises AlarmError, once all is written, when a metric stayed beyond a limit of ``alarms.stop``.
+        """
         write_step(
             self._directory.rollouts,
             step,
@@ -62,8 +69,18 @@ class RunLog:
             sampling=step_sampling(self._config, step),
             shaping=shaped.shaping,
         )
+        self._alarms, events = self._alarms.after(metrics)
+        metrics = metrics | self._alarms.metrics()
         self._writers.write(step, metrics)
         self._progress.update(step, metrics)
+        for event in events:
+            if event.kind != "stop":
+                self._progress.message(f"step {step}: {event.message}")
+        if stops := [event.message for event in events if event.kind == "stop"]:
+            raise AlarmError(
+                f"step {step}: {'; '.join(stops)}. The run stops as alarms.stop says; go on from the last checkpoint "
+                "with --resume and other limits or a shorter run, or start again"
+            )
 
     def close(self) -> None:
         """Flushes and ends writers and progress bar."""
@@ -91,7 +108,9 @@ class Run:
             self.state,
             groups,
             TrainerSettings(
-                config.objective, head_settings(config, self.builder.forbidden_token_ids, self.state.shape.vocab)
+                config.objective,
+                head_settings(config, self.builder.forbidden_token_ids, self.state.shape.vocab),
+                max_skipped_in_a_row=training.max_skipped_in_a_row,
             ),
             pixel_values=self.builder.pixel_values,
         )
@@ -138,8 +157,9 @@ class Run:
             resume_step,
             settings=yaml.safe_load(dump_config(config)),
         )
+        alarms = build_alarms(config.alarms, read_metrics(self.directory.root))
         progress = Progress(config.run.steps, initial=resume_step or 0, label="train", enabled=config.logging.progress)
-        self.log = RunLog(config, self.directory, writers, progress)
+        self.log = RunLog(config, self.directory, writers, progress, alarms)
         return Controller(prompts, stream, source, self.scorer, self.log)
 
     def sync(self, version: int) -> dict[str, float]:
@@ -197,7 +217,8 @@ class Run:
 
     def save(self, step: int, version: int) -> None:
         """Writes a checkpoint."""
-        loop = LoopState(step=step, weight_version=version, updates=step * self.updates_per_step)
+        updates, skipped = step * self.updates_per_step, self.trainer.skipped_in_a_row
+        loop = LoopState(step=step, weight_version=version, updates=updates, skipped_in_a_row=skipped)
         keep = self.config.run.keep_checkpoints
         save_checkpoint(self.state, self.groups, self.directory.checkpoints, loop, keep=keep)
 
@@ -236,6 +257,7 @@ def _run(run: Run, *, resume: bool) -> None:
     loop = LoopState(step=0, weight_version=0, updates=0)
     if resume:
         loop = load_checkpoint(run.state, run.groups, run.directory.checkpoints)
+        run.trainer.skipped_in_a_row = loop.skipped_in_a_row
     controller = run.start_controller(loop.step if resume else None)
     if controller is not None:
         say(f"optimizer: {describe_optimizer(run.state.optimizer)}; layout: {_layout(run)}")

@@ -32,6 +32,7 @@ class ModelConfig:
     dtype: str = "float32"  # float32 | bfloat16
     layer_spec: str = "local"  # local | transformer_engine
     recompute: str = "none"  # none | selective | full
+    reference: str = "resident"  # resident | host: the initial policy for KL, on the device or swapped in to score
     freeze_vision: bool = False  # the vision tower without its merger
     freeze_merger: bool = False  # what turns image patches into tokens of the language model
     freeze_language: bool = False  # the language model with its embedding and output projection
@@ -67,7 +68,7 @@ class DataConfig:
     """Rows on disk (JSON lines with id, images, question, answer) and how their images are cut."""
 
     train: str = ""
-    validation: str = ""  # evaluated during training, never the held-out rows
+    validation: str = ""  # evaluated during training (sft: its demonstrations), never the held-out rows
     test: str = ""  # the held-out rows: before and after
     image_root: str = ""  # images must lie under it; empty: the data file's directory
     system_prompt: str = ""  # empty: none
@@ -211,6 +212,7 @@ class TrainingConfig:
     tokens_per_microbatch: int = 16384  # a microbatch packs sequences up to this many tokens
     logits_chunk_tokens: int = 1024  # rows of [tokens, vocabulary] in memory at a time
     batch_size: int = 64  # sft: sequences per update
+    max_skipped_in_a_row: int = 3  # updates with a NaN or an infinity are skipped; so many in a row stop the run
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,37 @@ class EvaluationConfig:
     samples: int = 1  # responses per row; more than one needs temperature > 0
     temperature: float = 0.0  # 0: greedy
     limit: int = 0  # rows; 0: all
+
+
+@dataclass(frozen=True)
+class AlarmLimits:
+    """A limit for each watched metric (observability/alarms.py); 0: none."""
+
+    entropy: float = 0.0  # policy/entropy below it, nats
+    zero_variance_groups: float = 0.0  # apo/zero_variance_groups above it, a share
+    clip_fraction: float = 0.0  # policy/clip_fraction above it, a share
+    truncated: float = 0.0  # rollout/truncated above it, a share
+    kl: float = 0.0  # kl/raw above it, nats
+
+
+@dataclass(frozen=True)
+class WarningLimits(AlarmLimits):
+    """The limits beyond which the run says so and goes on."""
+
+    entropy: float = 0.01
+    zero_variance_groups: float = 0.95
+    clip_fraction: float = 0.3
+    truncated: float = 0.5
+    kl: float = 1.0
+
+
+@dataclass(frozen=True)
+class AlarmsConfig:
+    """Metrics that stay beyond a limit for ``steps`` steps in a row warn, or stop the run; train only."""
+
+    steps: int = 3
+    warn: WarningLimits = field(default_factory=WarningLimits)
+    stop: AlarmLimits = field(default_factory=AlarmLimits)
 
 
 @dataclass(frozen=True)
@@ -257,4 +290,5 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

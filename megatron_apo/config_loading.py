@@ -245,6 +245,15 @@ def _above_zero(*keys: str) -> list[_Check]:
     return [(key, lambda value: value > 0, "must be above 0") for key in keys]
 
 
+def _shares(*alarms: str) -> list[_Check]:
+    reason = "must lie between 0 (none) and 1; it is a limit on a share"
+    return [
+        (f"alarms.{action}.{name}", lambda share: 0 <= share <= 1, reason)
+        for action in ("warn", "stop")
+        for name in alarms
+    ]
+
+
 _CHECKS: list[_Check] = [
     ("run.directory", bool, "must name the directory that the run writes"),
     *_at_least(1, "", "run.steps", "parallel.tensor", "parallel.pipeline", "parallel.context"),
@@ -256,6 +265,7 @@ _CHECKS: list[_Check] = [
     *_at_least(1, "", "rewards.workers", "training.updates_per_rollout", "training.epochs_per_rollout"),
     *_at_least(1, "", "training.tokens_per_microbatch", "training.logits_chunk_tokens", "training.batch_size"),
     *_at_least(1, "", "evaluation.samples"),
+    *_at_least(1, " (1: the first one stops the run)", "training.max_skipped_in_a_row"),
     *_at_least(1, "; the newest is what --resume continues", "run.keep_checkpoints"),
     *_at_least(0, "", "run.seed", "run.threads", "data.min_pixels", "data.max_pixels", "evaluation.limit"),
     *_at_least(0, " (0: never)", "run.save_every", "run.evaluate_every"),
@@ -263,6 +273,11 @@ _CHECKS: list[_Check] = [
     *_at_least(0, " (0: no clipping)", "optimizer.clip_gradient"),
     *_at_least(0, " (0: greedy)", "evaluation.temperature"),
     *_at_least(0, "", "rewards.accuracy", "rewards.format", "logging.report_samples"),
+    *_at_least(1, "", "alarms.steps"),
+    *_shares("zero_variance_groups", "clip_fraction", "truncated"),
+    *_at_least(
+        0, " (0: none)", *(f"alarms.{action}.{name}" for action in ("warn", "stop") for name in ("entropy", "kl"))
+    ),
     *_above_zero("sampling.temperature", "rollout.kv_cache_gib", "rewards.timeout_seconds"),
     *_above_zero("optimizer.learning_rate", "optimizer.epsilon", "sync.logprob_gate"),
     ("sampling.top_p", lambda p: p == 1, "must be 1; log-probabilities are trained under the whole distribution"),
@@ -272,6 +287,7 @@ _CHECKS: list[_Check] = [
     ("optimizer.beta2", lambda b: 0 <= b < 1, "must lie between 0 and 1"),
     _one_of("model.dtype", "float32", "bfloat16"),
     _one_of("model.layer_spec", "local", "transformer_engine"),
+    _one_of("model.reference", "resident", "host"),
     _one_of("model.recompute", "none", "selective", "full"),
     _one_of("rollout.engine", "vllm", "transformers"),
     _one_of("rollout.placement", "auto", "in_process", "process"),

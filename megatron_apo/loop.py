@@ -210,7 +210,7 @@ def run_step(parts: LoopParts, step: int, version: int, timer: PhaseTimer) -> St
         updates = parts.trainer.step(work, lambda metrics, worst_token: _gate(parts, metrics, worst_token, agreement))
     with timer.phase("sync"):
         synced = parts.sync(version + 1)
-    metrics = _mean_over_updates(updates) | agreement | synced
+    metrics = _over_updates(updates) | agreement | synced
     if shaped is not None:
         metrics |= rollout_metrics(drawn) | shaped.metrics | {"kl/coefficient": work.scalars["kl_coefficient"]}
         metrics |= penalised
@@ -218,10 +218,12 @@ def run_step(parts: LoopParts, step: int, version: int, timer: PhaseTimer) -> St
     return StepOutcome(metrics, drawn, shaped)
 
 
-def _mean_over_updates(updates: Sequence[dict[str, float]]) -> dict[str, float]:
-    internal = ("gate/", "count/")
-    names = [name for name in updates[0] if not name.startswith(internal)]
-    return {name: sum(update[name] for update in updates) / len(updates) for name in names}
+def _over_updates(updates: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over the updates that were made, and how many were skipped."""
+    internal, counted = ("gate/", "count/"), "optimizer/skipped_updates"
+    names = {name: None for update in updates for name in update if not name.startswith(internal)}
+    found = {name: [update[name] for update in updates if name in update] for name in names}
+    return {name: sum(values) / (1 if name == counted else len(values)) for name, values in found.items()}
 
 
 def _throughput(drawn: Sequence[RolloutGroup], seconds: dict[str, float]) -> dict[str, float]:

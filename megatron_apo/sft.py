@@ -50,12 +50,13 @@ def supervised_samples(
     ]
 
 
-def _require_demonstrations(prompts: Sequence[Prompt]) -> None:
+def _require_demonstrations(prompts: Sequence[Prompt], key: str) -> None:
     without = [prompt.id for prompt in prompts if not prompt.demonstration]
     if without:
         raise ValueError(
-            f"data.train: {len(without)} of {len(prompts)} rows have no demonstration, the first: "
-            f"{', '.join(without[:10])}; supervised training needs one in every row"
+            f"{key}: {len(without)} of {len(prompts)} rows have no demonstration, the first: "
+            f"{', '.join(without[:10])}; supervised training "
+            f"{'needs' if key == 'data.train' else 'and its evaluations (run.evaluate_every) need'} one in every row"
         )
 
 
@@ -80,18 +81,27 @@ def _train(config: Config, groups: Groups, directory: RunDirectory, *, resume: b
         # Imitation is of the plain softmax, whatever temperature the policy is sampled at later.
         replace(head_settings(config, builder.forbidden_token_ids, state.shape.vocab), temperature=1.0),
         supervised=True,
+        max_skipped_in_a_row=config.training.max_skipped_in_a_row,
     )
     trainer = Trainer(state, groups, settings, pixel_values=builder.pixel_values)
     done = LoopState(0, 0, 0)
     if resume:
         done = load_checkpoint(state, groups, directory.checkpoints)
+        trainer.skipped_in_a_row = done.skipped_in_a_row
     prompts: list[Prompt] = []
     writers: Writers | None = None
     stream: PromptStream | None = None
+    evaluates = bool(config.run.evaluate_every and config.data.validation)
+    validation_works: list[ReplicaWork] | None = None
     with phase(groups, "start"):
         if groups.is_controller:
             prompts = read_prompts(builder, config.data.train, config.data.image_root)
-            _require_demonstrations(prompts)
+            _require_demonstrations(prompts, "data.train")
+            if evaluates:
+                rows = read_prompts(builder, config.data.validation, config.data.image_root)
+                rows = rows[: config.evaluation.limit or None]
+                _require_demonstrations(rows, "data.validation")
+                validation_works = _works(rows, builder, config, groups)
             claim(config, resume=resume)
             writers = open_writers(
                 directory.root,
@@ -100,8 +110,7 @@ def _train(config: Config, groups: Groups, directory: RunDirectory, *, resume: b
                 settings=yaml.safe_load(dump_config(config)),
             )
             stream = PromptStream(len(prompts), config.training.batch_size, config.run.seed, config.data.shuffle)
-    if config.run.evaluate_every and groups.is_controller:
-        say("run.evaluate_every is train's: sft does not evaluate while it trains; run evaluate on its export")
+    validation = scatter_work(validation_works, groups) if evaluates else None
     shown = config.logging.progress and groups.is_controller
     timer = PhaseTimer()
     with Progress(config.run.steps, initial=done.step, label="sft", enabled=shown) as progress:
@@ -115,13 +124,15 @@ def _train(config: Config, groups: Groups, directory: RunDirectory, *, resume: b
             work = scatter_work(works, groups)
             with timer.phase("update"):
                 metrics = trainer.step(work)[0]
+            seconds = timer.collect()
+            if validation is not None and step % config.run.evaluate_every == 0:
+                metrics |= trainer.evaluate(validation)
             if writers is not None:
-                kept = {name: value for name, value in metrics.items() if not name.startswith("count/")}
-                kept |= timer.collect()
+                kept = {name: value for name, value in metrics.items() if not name.startswith("count/")} | seconds
                 writers.write(step, kept)
                 progress.update(step, kept)
             if step == config.run.steps or (config.run.save_every and step % config.run.save_every == 0):
-                loop = LoopState(step, step, step)
+                loop = LoopState(step, step, step, trainer.skipped_in_a_row)
                 save_checkpoint(state, groups, directory.checkpoints, loop, keep=config.run.keep_checkpoints)
     export_model(state, groups, config.model.path, directory.export)
     if writers is not None:

@@ -8,12 +8,16 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TextIO
 
+from megatron_apo.observability.alarms import PREFIX
+
 # metric -> (label, format); shown in this order when present.
 WATCHED: dict[str, tuple[str, str]] = {
     "loss/total": ("loss", ".4f"),
     "reward/total": ("reward", ".3f"),
     "reward/accuracy": ("acc", ".3f"),
     "evaluation/accuracy": ("val", ".3f"),
+    "evaluation/loss": ("val loss", ".4f"),
+    "evaluation/token_accuracy": ("val tokens", ".3f"),
     "rollout/response_length": ("len", ".1f"),
     "kl/raw": ("kl", ".4f"),
     "policy/entropy": ("ent", ".3f"),
@@ -94,8 +98,11 @@ class Progress:
 
 
 def watched_line(metrics: Mapping[str, float]) -> str:
-    """``reward 1.234 acc 0.567 …``: the watched metrics that are present."""
-    return " ".join(f"{label} {metrics[name]:{spec}}" for name, (label, spec) in WATCHED.items() if name in metrics)
+    """``reward 1.234 acc 0.567 …``: the watched metrics that are present, and the alarms that ring."""
+    shown = [f"{label} {metrics[name]:{spec}}" for name, (label, spec) in WATCHED.items() if name in metrics]
+    alarms = [name.removeprefix(PREFIX) for name, on in metrics.items() if name.startswith(PREFIX) and on]
+    alarms = [name for name in alarms if name != "active"]
+    return " ".join([*shown, f"ALARM {', '.join(alarms)}"] if alarms else shown)
 
 
 def phases_line(metrics: Mapping[str, float]) -> str:

@@ -14,6 +14,7 @@ import yaml
 from megatron_apo.config import LoggingConfig
 from megatron_apo.evaluation.scoring import Evaluation
 from megatron_apo.evaluation.tables import read_evaluations
+from megatron_apo.observability.alarms import WATCHED, Ring, rings
 from megatron_apo.observability.curves import VALIDATION_ACCURACY, curve, write_curves_png
 from megatron_apo.observability.report_charts import Series, line_chart, stacked_chart
 from megatron_apo.observability.report_samples import sample_sections
@@ -49,6 +50,18 @@ CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...], str, float | None], ...] =
     ("Learning rate", (("optimizer/learning_rate", "learning rate"),), "", 0.0),
     ("Loss", (("loss/total", "loss"),), "", None),
     ("Gradient norm", (("optimizer/gradient_norm", "gradient norm"),), "Before clipping.", 0.0),
+    (
+        "Validation loss",
+        (("evaluation/loss", "loss"),),
+        "Of the demonstrations of data.validation, nats per token.",
+        0.0,
+    ),
+    (
+        "Validation token accuracy",
+        (("evaluation/token_accuracy", "token accuracy"),),
+        "Share of the demonstrations' tokens that are the likeliest.",
+        0.0,
+    ),
     (
         "Shaping",
         (("apo/difficulty", "difficulty"), ("apo/dads_weight", "DADS weight"), ("apo/stcr_weight", "STCR weight")),
@@ -88,6 +101,7 @@ def write_report(run_dir: str | Path, *, output: str | Path | None = None) -> Pa
         _facts(config),
         _tiles(metrics, evaluations),
         _evaluation_table(evaluations),
+        _alarm_table(metrics),
         _charts(metrics),
     ]
     if samples:
@@ -213,6 +227,30 @@ def _evaluation_table(evaluations: Mapping[str, Evaluation]) -> str:
         '<div class="panel"><table><tr><th></th><th>accuracy</th><th>95 % interval</th><th class=bar></th>'
         f"<th>format</th><th>mean length</th><th>rows</th><th>responses</th></tr>{''.join(rows)}</table></div>"
     )
+
+
+def _alarm_table(metrics: Metrics) -> str:
+    """When which alarm rang, and how many updates were skipped; nothing of a run without either."""
+    rows = [
+        f"<tr><td><b>{ring.name}</b></td><td>{WATCHED[ring.name].metric}</td><td>{_steps(ring, metrics)}</td>"
+        f"<td>{'' if ring.worst is None else f'{ring.worst:.4g}'}</td></tr>"
+        for ring in rings(metrics)
+    ]
+    skipped = sum(count for _, count in curve(metrics, "optimizer/skipped_updates"))
+    if not rows and not skipped:
+        return ""
+    parts = ['<h2>Alarms</h2><p class="soft">Metrics that stayed beyond their limits of alarms.warn.']
+    if skipped:
+        parts.append(f" {skipped:.0f} updates were skipped: something was NaN or infinite, and nothing was moved.")
+    parts.append("</p>")
+    if rows:
+        head = "<tr><th>alarm</th><th>metric</th><th>steps</th><th>farthest value</th></tr>"
+        parts.append(f'<div class="panel"><table>{head}{"".join(rows)}</table></div>')
+    return "".join(parts)
+
+
+def _steps(ring: Ring, metrics: Metrics) -> str:
+    return f"{ring.first} to {ring.last}" + (", still ringing" if ring.last == metrics[-1]["step"] else "")
 
 
 def _interval_bar(value: float, low: float, high: float) -> str:

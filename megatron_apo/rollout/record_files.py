@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -58,7 +59,8 @@ def write_step(
     """Writes the file of ``step`` whole or not at all; one that is there already (a resumed run) is replaced.
 
     ``shaping``: what the objective made of each response (advantage, STCR, DADS weight), per group, for people to
-    read: a replay makes it anew. Raises ValueError for a number that is not finite.
+    read: a replay makes it anew. A log-probability that is not finite is written as null and read as NaN: such a
+    response shows why its update was skipped. Raises ValueError for any other number that is not finite.
     """
     header = StepHeader(RECORD_VERSION, step, weight_version, sampling, len(groups))
     path = step_path(directory, step)
@@ -69,6 +71,8 @@ def write_step(
             file.write(_line(dataclasses.asdict(header)))
             for place, group in enumerate(groups):
                 record = dataclasses.asdict(group)
+                for rollout in record["rollouts"]:
+                    rollout["logprobs"] = [value if math.isfinite(value) else None for value in rollout["logprobs"]]
                 if shaping is not None:
                     record["shaping"] = list(shaping[place])
                 file.write(_line(record))
@@ -138,12 +142,14 @@ def _group(value: dict[str, Any]) -> RolloutGroup:
     prompt = value["prompt"]
     images = tuple(PromptImage(**{**image, "grid_thw": tuple(image["grid_thw"])}) for image in prompt["images"])
     ids = {name: tuple(prompt[name]) for name in ("token_ids", "collapsed_ids")}
+
+    def rollout(entry: dict[str, Any]) -> Rollout:
+        logprobs = tuple(math.nan if one is None else one for one in entry["logprobs"])
+        return Rollout(**{**entry, "token_ids": tuple(entry["token_ids"]), "logprobs": logprobs})
+
     return RolloutGroup(
         prompt=Prompt(**{**prompt, **ids, "images": images}),
-        rollouts=tuple(
-            Rollout(**{**rollout, "token_ids": tuple(rollout["token_ids"]), "logprobs": tuple(rollout["logprobs"])})
-            for rollout in value["rollouts"]
-        ),
+        rollouts=tuple(rollout(entry) for entry in value["rollouts"]),
         scores=tuple(Score(**score) for score in value["scores"]),
     )
 

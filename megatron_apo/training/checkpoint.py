@@ -30,11 +30,15 @@ STATE_FILE = "loop_state.json"
 
 @dataclass(frozen=True)
 class LoopState:
-    """Where the loop stood: ``step`` steps done, the engine's weights at ``weight_version``, so many updates made."""
+    """Where the loop stood: ``step`` steps done, the engine's weights at ``weight_version``, so many updates planned.
+
+    ``skipped_in_a_row``: of them, those at the end that a NaN or an infinity kept from being made.
+    """
 
     step: int
     weight_version: int
     updates: int
+    skipped_in_a_row: int = 0
 
 
 def checkpoint_path(directory: Path, step: int) -> Path:

@@ -32,6 +32,7 @@ from megatron_apo.parallel.groups import Groups
 from megatron_apo.parallel.logprobs import vocab_parallel_logprobs
 from megatron_apo.parallel.sequences import sequence_sums
 from megatron_apo.records import Microbatch
+from megatron_apo.training.finite import count_not_finite
 from model_providers.qwen_vl.layers import packed_layout
 from model_providers.qwen_vl.model import QwenVLModel
 
@@ -138,13 +139,21 @@ def agreement_sums(
 ) -> dict[str, torch.Tensor]:
     """Sum, count and maximum of |trainer - engine| log-probability over tokens, for the gate; ``mismatch_sums``.
 
-    ``gate/row`` is the row of the maximum in this microbatch (0 without rows), not a sum.
+    ``gate/row`` is the row of the maximum in this microbatch (0 without rows), not a sum. Where the difference is not
+    finite there is nothing to compare: the update with such a token is skipped.
     """
-    weights = mismatch_weights(logprobs, rollout_logprobs, level=mismatch.level, sequence_sums=sums)
     difference = (logprobs.detach() - rollout_logprobs).abs().double()
+    finite = difference.isfinite()
+    weights = mismatch_weights(
+        logprobs.detach().where(finite, 0.0),
+        rollout_logprobs.where(finite, 0.0),
+        level=mismatch.level,
+        sequence_sums=sums,
+    )
+    difference = difference.where(finite, 0.0)
     return {
         "gate/sum": difference.sum(),
-        "gate/count": torch.tensor(float(difference.numel()), dtype=torch.float64, device=logprobs.device),
+        "gate/count": finite.sum().double(),
         "gate/max": difference.max() if difference.numel() else difference.new_zeros(()),
         "gate/row": difference.argmax().double() if difference.numel() else difference.new_zeros(()),
     } | mismatch_sums(weights, mismatch, sums)
@@ -162,6 +171,7 @@ def _training_loss(
     if loss.supervised:
         total = -(weights * logprobs).sum()
         sums["loss/total"] = total.detach()
+        sums |= count_not_finite(weights != 0, policy=logprobs)
     else:
         rollout, of_sequences = batch.rollout_logprobs_T[rows], sequence_sums(batch, groups)
         if loss.old_logprobs == "current":
@@ -171,10 +181,13 @@ def _training_loss(
         else:
             assert batch.old_logprobs_T is not None
             old = batch.old_logprobs_T[rows]
+        reference = None if batch.ref_logprobs_T is None else batch.ref_logprobs_T[rows]
+        live = (weights != 0) | (batch.kl_token_weights_T[rows] != 0)
+        sums |= count_not_finite(live, policy=logprobs, old=old, reference=reference, engine=rollout)
         result = token_objective(
             logprobs,
             old,
-            None if batch.ref_logprobs_T is None else batch.ref_logprobs_T[rows],
+            reference,
             advantages_T=batch.advantages_T[rows],
             policy_weights_T=weights,
             kl_token_weights_T=batch.kl_token_weights_T[rows],

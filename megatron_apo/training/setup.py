@@ -18,6 +18,7 @@ from megatron_apo.config import Config, ModelConfig, OptimizerConfig, ParallelCo
 from megatron_apo.config_loading import check_layout
 from megatron_apo.parallel.groups import Groups, launched_processes
 from megatron_apo.platform.torchvision_cpu import register_missing_operators
+from megatron_apo.training.reference import HostReference, Reference, ResidentReference
 from model_providers.qwen_vl.loading import load_hf_checkpoint
 from model_providers.qwen_vl.megatron_config import BuildSettings
 from model_providers.qwen_vl.model import QwenVLModel
@@ -30,7 +31,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class TrainingState:
     """Everything of a trainer that lives on this rank. ``reference`` is None when no KL is asked for.
 
-    ``model`` and ``reference`` hold the chunks of this pipeline stage, one unless the pipeline is interleaved.
+    ``model`` holds the chunks of this pipeline stage, one unless the pipeline is interleaved.
     """
 
     shape: QwenVLShape
@@ -38,7 +39,7 @@ class TrainingState:
     model: list[Any]
     optimizer: Any
     scheduler: OptimizerParamScheduler
-    reference: list[Any] | None
+    reference: Reference | None
 
 
 def build_settings(config: Config) -> BuildSettings:
@@ -193,9 +194,11 @@ def build_training_state(config: Config, groups: Groups, *, updates: int, refere
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Megatron warns on every build that apex is missing; see describe_optimizer
         optimizer = get_megatron_optimizer(_optimizer_config(config.optimizer, settings, sharded), model)
-    initial = None
-    if reference:
-        initial = for_scoring(build_chunks(shape, settings, groups, config.model.path), settings)
+    initial: Reference | None = None
+    if reference and config.model.reference == "host":
+        initial = HostReference(model)  # before anything has moved the policy: these are the initial weights
+    elif reference:
+        initial = ResidentReference(for_scoring(build_chunks(shape, settings, groups, config.model.path), settings))
     return TrainingState(shape, settings, model, optimizer, _scheduler(optimizer, config.optimizer, updates), initial)
 
 

@@ -14,31 +14,35 @@ import torch
 
 from megatron_apo.config import ObjectiveConfig
 from megatron_apo.objective.kl import kl_divergence
+from megatron_apo.observability.console import say
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.parallel.reduction import reduce_metrics, share_text, sum_over_ranks
 from megatron_apo.parallel.sequences import response_sequences, sequence_sums
 from megatron_apo.parallel.status import phase
 from megatron_apo.records import Microbatch, PromptImage, ReplicaWork, TrainingSample
+from megatron_apo.training.finite import NOT_FINITE_ROW, Fault, NonFiniteError, describe_faults, find_faults
 from megatron_apo.training.forward_step import HeadSettings, LossSettings, agreement_sums, training_step
 from megatron_apo.training.microbatches import pack_microbatch, response_places, run_schedule, score_microbatches
 from megatron_apo.training.setup import TrainingState
+from megatron_apo.training.teacher_forcing import teacher_forced_metrics, teacher_forced_sums
 
 BeforeStep = Callable[[dict[str, float], Callable[[], str]], None]
+_EVALUATED_AT_ONCE = 8  # microbatches of each pipeline stage
 _MAXIMA = ("gate/max",)
-_PLACES = ("gate/row",)  # where a microbatch's maximum lies: read for a message, never summed
-
-
-class NonFiniteError(RuntimeError):
-    """Loss or gradient norm is NaN or infinite."""
+_PLACES = ("gate/row", NOT_FINITE_ROW)  # rows of a microbatch: read for a message, never summed
 
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """What a trainer needs to know besides its state. ``supervised``: imitate the responses, no old or reference."""
+    """What a trainer needs to know besides its state. ``supervised``: imitate the responses, no old or reference.
+
+    ``max_skipped_in_a_row``: so many updates in a row with a NaN or an infinity stop the run.
+    """
 
     objective: ObjectiveConfig
     head: HeadSettings
     supervised: bool = False
+    max_skipped_in_a_row: int = 1
 
 
 def _sum_over_microbatches(collected: Sequence[dict[str, torch.Tensor]]) -> dict[str, float]:
@@ -73,6 +77,7 @@ class Trainer:
         self.groups = groups
         self.settings = settings
         self._pixel_values = pixel_values
+        self.skipped_in_a_row = 0  # updates up to now; a checkpoint carries it over a resume
 
     def _microbatch(self, samples: Sequence[TrainingSample], indices: Sequence[int]) -> Microbatch:
         return pack_microbatch(
@@ -83,6 +88,21 @@ class Trainer:
         """Log-probabilities [T] of each microbatch, 0 outside responses; None on stages before the last."""
         return score_microbatches(model, batches, self.settings.head, self.groups)
 
+    def evaluate(self, work: ReplicaWork) -> dict[str, float]:
+        """Mean loss, perplexity and token accuracy of all replicas' responses; moves nothing, the same on every rank.
+
+        ``work`` is one update's worth of samples. A few microbatches at a time, so that few images are in memory.
+        """
+        totals: dict[str, float] = {}
+        portion = _EVALUATED_AT_ONCE * self.groups.pipeline_size
+        for start in range(0, len(work.updates[0]), portion):
+            with phase(self.groups, "validation microbatches"):
+                cut = work.updates[0][start : start + portion]
+                batches = [self._microbatch(work.samples, indices) for indices in cut]
+            sums = teacher_forced_sums(self.state.model, batches, self.settings.head, self.groups)
+            totals = {name: value + totals.get(name, 0.0) for name, value in sums.items()}
+        return teacher_forced_metrics(reduce_metrics(totals, self.groups))
+
     def step(
         self, work: ReplicaWork, before_step: BeforeStep = lambda metrics, worst_token: None
     ) -> list[dict[str, float]]:
@@ -90,12 +110,15 @@ class Trainer:
 
         ``before_step`` sees the metrics before the optimizer moves, on every rank alike, and may raise to stop it; its
         second argument, which all ranks call or none, says which token engine and trainer differ most about.
-        Raises NonFiniteError when the loss is NaN or infinite; parameters and optimizer are then untouched.
+        An update with a NaN or an infinity in loss, gradients or log-probabilities is skipped on every rank:
+        parameters, optimizer and schedule stay as they are, and its one metric is ``optimizer/skipped_updates``, 1.
+        Raises NonFiniteError when too many in a row are.
         """
         with phase(self.groups, "microbatches"):  # an image may be missing on one machine only
             updates = [[self._microbatch(work.samples, indices) for indices in update] for update in work.updates]
         if self.state.reference is not None and self.settings.objective.kl.placement == "loss":
-            updates = self._attach(updates, "ref_logprobs_T", self.state.reference)
+            with self.state.reference.scoring() as reference:
+                updates = self._attach(updates, "ref_logprobs_T", reference)
         old = "engine" if self.settings.objective.old_logprobs == "engine" else "current"
         if len(updates) > 1 and not self.settings.supervised:
             # Later updates see moved weights: agreement and pi_old are taken for all of them before the first.
@@ -125,7 +148,8 @@ class Trainer:
         (indices,) = work.updates
         with phase(self.groups, "microbatches"):
             batches = [self._microbatch(work.samples, chosen) for chosen in indices]
-        batches = self._attach([batches], "ref_logprobs_T", self.state.reference)[0]
+        with self.state.reference.scoring() as reference:
+            batches = self._attach([batches], "ref_logprobs_T", reference)[0]
         if self.settings.objective.old_logprobs == "trainer":
             batches = self._attach([batches], "old_logprobs_T", self.state.model)[0]
         totals = torch.zeros(int(work.scalars["samples"]), dtype=torch.float64)
@@ -200,22 +224,53 @@ class Trainer:
             chunk.zero_grad_buffer()
         state.optimizer.zero_grad()
         collected = run_schedule(state.model, training_step(self.settings.head, self.groups, loss), batches)
-        metrics = reduce_metrics(_sum_over_microbatches(collected), self.groups, maxima=_MAXIMA)
+        sums = _sum_over_microbatches(collected)
+        metrics = reduce_metrics(sums, self.groups, maxima=_MAXIMA)
         if int(metrics["count/tokens"]) != loss.total_tokens:
             raise RuntimeError(
                 f"the microbatches hold {int(metrics['count/tokens'])} response tokens, the plan {loss.total_tokens}: "
                 "the loss would be scaled wrongly"
             )
-        if not math.isfinite(metrics["loss/total"]):
-            raise NonFiniteError(f"loss is {metrics['loss/total']}; the optimizer was not stepped")
         if before_step is not None:
             before_step(metrics, lambda: self._worst_token(batches, collected, samples, metrics["gate/max"]))
+        if faults := find_faults(state.model, sums, self.groups):
+            return self._skip(faults, batches, collected, samples)
+        self.skipped_in_a_row = 0
+        metrics["optimizer/skipped_updates"] = 0.0
         _, gradient_norm, _ = state.optimizer.step()
         # Not from the optimizer's groups: a rank whose every parameter is frozen has none.
         metrics["optimizer/learning_rate"] = float(state.scheduler.get_lr({}))
         state.scheduler.step(1)
         if gradient_norm is not None:
             metrics["optimizer/gradient_norm"] = float(gradient_norm)
-            if not math.isfinite(metrics["optimizer/gradient_norm"]):
-                raise NonFiniteError(f"gradient norm is {gradient_norm}; resume from the last checkpoint")
         return metrics
+
+    def _skip(
+        self,
+        faults: Sequence[Fault],
+        batches: Sequence[Microbatch],
+        collected: Sequence[dict[str, torch.Tensor]],
+        samples: Sequence[TrainingSample],
+    ) -> dict[str, float]:
+        """Leaves parameters, optimizer and schedule alone and says why; collective, as ``faults`` are every rank's."""
+        self.skipped_in_a_row += 1
+        token = ""
+        for batch, item in zip(batches, collected, strict=False):  # stages before the last collected nothing
+            row = int(item.get(NOT_FINITE_ROW, -1))
+            if not token and row >= 0:
+                token = _describe_token(batch, samples, row)
+        found = describe_faults(faults, share_text(token, self.groups))
+        limit = self.settings.max_skipped_in_a_row
+        if self.skipped_in_a_row >= limit:
+            raise NonFiniteError(
+                f"{found}: {self.skipped_in_a_row} update(s) skipped in a row, as many as "
+                f"training.max_skipped_in_a_row={limit} allows. Parameters and optimizer are as they were before them; "
+                "lower optimizer.learning_rate or set optimizer.clip_gradient if the policy diverged, look at the "
+                "responses of the step, and go on with --resume from the last checkpoint"
+            )
+        if self.groups.is_controller:
+            say(
+                f"update skipped ({self.skipped_in_a_row} in a row, the run stops at {limit}): {found}; parameters and "
+                "optimizer stay as they are"
+            )
+        return {"optimizer/skipped_updates": 1.0}

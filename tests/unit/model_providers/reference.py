@@ -46,14 +46,14 @@ SEQUENCES: tuple[tuple[tuple[str, ...], int], ...] = (
 )
 
 
-def config(*, tied: bool, family: str = "qwen2_5_vl") -> Any:
+def config(*, tied: bool, family: str = "qwen2_5_vl", layers: int = 2) -> Any:
     """Sizes of which no two are equal by accident: a swapped dimension does not fit."""
     from transformers import AutoConfig
 
     text = dict(
         vocab_size=VOCAB,
         hidden_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         intermediate_size=184,
@@ -81,12 +81,12 @@ def config(*, tied: bool, family: str = "qwen2_5_vl") -> Any:
 
 
 def make_checkpoint(
-    directory: Path, *, tied: bool, dtype: torch.dtype = torch.float32, family: str = "qwen2_5_vl"
+    directory: Path, *, tied: bool, dtype: torch.dtype = torch.float32, family: str = "qwen2_5_vl", layers: int = 2
 ) -> Path:
     """A published checkpoint with every tensor random, norm weights and biases too."""
     from transformers import AutoModelForImageTextToText
 
-    model = AutoModelForImageTextToText.from_config(config(tied=tied, family=family))
+    model = AutoModelForImageTextToText.from_config(config(tied=tied, family=family, layers=layers))
     randomise(model, seed=1)
     model.to(dtype).save_pretrained(directory)
     return directory

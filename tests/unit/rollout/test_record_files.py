@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,12 +53,23 @@ def test_steps_are_found_and_nothing_partial_is_left(tmp_path: Path) -> None:
 
 
 def test_a_number_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
-    broken = Rollout("p", 0, (4,), (math.nan,), "", "stop", 0)
+    broken = group("p")
+    shaping = [[{"advantage": math.nan}]]
     write_step(tmp_path, 1, [group("kept")], weight_version=0, sampling=SAMPLING)
     with pytest.raises(ValueError, match="JSON compliant"):
-        write_step(tmp_path, 1, [RolloutGroup(group("p").prompt, (broken,))], weight_version=0, sampling=SAMPLING)
+        write_step(tmp_path, 1, [broken], weight_version=0, sampling=SAMPLING, shaping=shaping)
     assert read_step(tmp_path, 1) == [group("kept")]  # the whole file of before is still there
     assert [path.name for path in tmp_path.iterdir()] == ["step_000001.jsonl"]
+
+
+def test_a_log_probability_that_is_not_finite_is_kept_as_nan(tmp_path: Path) -> None:
+    """A step with one is skipped and goes into the log all the same."""
+    broken = Rollout("p", 0, (4, 5, 6), (math.nan, -math.inf, -0.5), "", "stop", 0)
+    path = write_step(tmp_path, 1, [RolloutGroup(group("p").prompt, (broken,))], weight_version=0, sampling=SAMPLING)
+    assert "[null, null, -0.5]" in path.read_text()
+    found = read_step(tmp_path, 1)[0].rollouts[0]
+    assert [math.isnan(value) for value in found.logprobs] == [True, True, False]
+    assert replace(found, logprobs=()) == replace(broken, logprobs=())
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,165 @@
+"""Alarms: a metric that stays beyond a limit for several steps warns, or stops the run.
+
+Pure functions over a run's metrics: what rings after a step follows from the lines of ``metrics.jsonl`` up to it, so a
+resumed run takes its alarms up where they were. Another metric gets an alarm by one line in ``WATCHED`` and one in
+``config.AlarmLimits``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from megatron_apo.config import AlarmsConfig
+
+PREFIX = "alarm/"
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A metric that has an alarm: on which side of its limit it rings, and what to try then."""
+
+    metric: str
+    side: Literal["above", "below"]
+    advice: str
+
+
+WATCHED: dict[str, Watched] = {
+    "entropy": Watched(
+        "policy/entropy",
+        "below",
+        "the policy is nearly deterministic and explores nothing; raise objective.clip_high or "
+        "objective.kl.coefficient, lower optimizer.learning_rate, or start again from an earlier checkpoint",
+    ),
+    "zero_variance_groups": Watched(
+        "apo/zero_variance_groups",
+        "above",
+        "almost every group is all right or all wrong and teaches nothing; give harder or easier prompts, or raise "
+        "sampling.group_size",
+    ),
+    "clip_fraction": Watched(
+        "policy/clip_fraction",
+        "above",
+        "the policy moves too far within one rollout; lower optimizer.learning_rate, training.updates_per_rollout or "
+        "training.epochs_per_rollout",
+    ),
+    "truncated": Watched(
+        "rollout/truncated",
+        "above",
+        "responses are cut before they end; raise sampling.max_tokens, or shorten them with objective.stcr",
+    ),
+    "kl": Watched(
+        "kl/raw",
+        "above",
+        "the policy has left the initial one; raise objective.kl.coefficient or lower optimizer.learning_rate, and "
+        "read what it writes: a reward may pay for something else than was meant",
+    ),
+}
+
+
+class AlarmError(RuntimeError):
+    """A metric stayed beyond a limit of ``alarms.stop``."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """``alarms.<action>.<name>=value``."""
+
+    name: str
+    action: Literal["warn", "stop"]
+    value: float
+
+    def crossed(self, value: float) -> bool:
+        """Whether ``value`` lies beyond the limit; on it is not beyond."""
+        return value > self.value if WATCHED[self.name].side == "above" else value < self.value
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to say once: an alarm that starts, is over, or stops the run."""
+
+    kind: Literal["start", "end", "stop"]
+    name: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Alarms:
+    """What rings, and how many steps in a row have said otherwise. ``steps`` of them turn an alarm on or off."""
+
+    limits: tuple[Limit, ...]
+    steps: int
+    ringing: frozenset[Limit] = frozenset()
+    otherwise: Mapping[Limit, int] = field(default_factory=dict)
+
+    def after(self, metrics: Mapping[str, Any]) -> tuple[Alarms, list[Event]]:
+        """The alarms after one more step, and what there is to say; a metric absent or not finite has no say."""
+        ringing, otherwise, events = set(self.ringing), dict(self.otherwise), []
+        for limit in self.limits:
+            value = metrics.get(WATCHED[limit.name].metric)
+            if value is None or not math.isfinite(value):
+                continue
+            if limit.crossed(value) == (limit in ringing):
+                otherwise[limit] = 0
+                continue
+            otherwise[limit] = otherwise.get(limit, 0) + 1
+            if otherwise[limit] == self.steps:
+                otherwise[limit] = 0
+                events.append(self._event(limit, value, over=limit in ringing))
+                ringing ^= {limit}
+        return replace(self, ringing=frozenset(ringing), otherwise=otherwise), events
+
+    def metrics(self) -> dict[str, float]:
+        """``alarm/<name>`` of each alarm that may warn, 1 while it rings and else 0; ``alarm/active``: their sum."""
+        found = {PREFIX + one.name: float(one in self.ringing) for one in self.limits if one.action == "warn"}
+        return found | {f"{PREFIX}active": sum(found.values())} if found else {}
+
+    def _event(self, limit: Limit, value: float, *, over: bool) -> Event:
+        watched, row = WATCHED[limit.name], f"{self.steps} step{'s' if self.steps > 1 else ''} in a row"
+        setting = f"alarms.{limit.action}.{limit.name}={limit.value:g}"
+        if over:
+            return Event("end", limit.name, f"alarm {limit.name} is over: {watched.metric} is {value:.4g} ({setting})")
+        message = f"alarm {limit.name}: {watched.metric} is {value:.4g}, {watched.side} {setting} for {row}: "
+        return Event("start" if limit.action == "warn" else "stop", limit.name, message + watched.advice)
+
+
+def build_alarms(config: AlarmsConfig, rows: Iterable[Mapping[str, Any]] = ()) -> Alarms:
+    """The alarms that ``config`` asks for, as they stand after the steps of ``rows`` (lines of ``metrics.jsonl``)."""
+    warn = (Limit(name, "warn", value) for name, value in asdict(config.warn).items() if value)
+    stop = (Limit(name, "stop", value) for name, value in asdict(config.stop).items() if value)
+    alarms = Alarms((*warn, *stop), config.steps)
+    for row in rows:
+        alarms, _ = alarms.after(row)
+    return alarms
+
+
+@dataclass(frozen=True)
+class Ring:
+    """One time that an alarm rang: from ``first`` to ``last``, with the value farthest out."""
+
+    name: str
+    first: int
+    last: int
+    worst: float | None
+
+
+def rings(rows: Sequence[Mapping[str, Any]]) -> list[Ring]:
+    """When each alarm rang, from the ``alarm/…`` metrics of ``metrics.jsonl``, in the order of their starts."""
+    found: list[Ring] = []
+    for name, watched in WATCHED.items():
+        current: Ring | None = None
+        for row in rows:
+            if row.get(PREFIX + name):
+                values = [
+                    one for one in (current.worst if current else None, row.get(watched.metric)) if one is not None
+                ]
+                worst = (max if watched.side == "above" else min)(values) if values else None
+                current = Ring(name, current.first if current else row["step"], row["step"], worst)
+            elif current:
+                found.append(current)
+                current = None
+        if current:
+            found.append(current)
+    return sorted(found, key=lambda ring: ring.first)
