@@ -7,10 +7,11 @@ the plan, all ranks update together, and the weights go back to the engine befor
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from megatron_apo.config import Config
+from megatron_apo.data.costs import CostModel
 from megatron_apo.data.distribution import distribute
 from megatron_apo.data.prompts import PromptStream
 from megatron_apo.objective.objective import kl_coefficient
@@ -64,7 +65,8 @@ class LoopParts:
     """Everything the loop runs on; ``controller`` is None on every rank but 0.
 
     ``sync(version)`` sends the trainer's weights to the engine and returns its metrics; ``save(step, version)`` writes
-    a checkpoint; ``evaluate(step)`` returns the metrics of the validation rows. All three are collective.
+    a checkpoint; ``evaluate(step)`` returns the metrics of the validation rows. All three are collective. ``costs``:
+    what sequences and images cost, so that the ranks' work is even.
     """
 
     config: Config
@@ -75,6 +77,7 @@ class LoopParts:
     save: Callable[[int, int], None]
     evaluate: Callable[[int], dict[str, float]]
     enforce_gate: bool = True
+    costs: CostModel = field(default_factory=CostModel)
 
 
 def step_sampling(config: Config, step: int) -> SamplingSettings:
@@ -118,6 +121,8 @@ def _plan(parts: LoopParts, shaped: ShapedStep, step: int) -> list[ReplicaWork]:
         data_parallel=parts.groups.data_size,
         sequence_multiple=config.parallel.sequence_multiple,
         microbatch_multiple=config.parallel.microbatch_multiple,
+        pipeline=config.parallel.pipeline,
+        costs=parts.costs,
         scalars={"kl_coefficient": kl_coefficient(config.objective, step - 1, config.run.steps)},
     )
 

@@ -10,6 +10,7 @@ import yaml
 
 from megatron_apo.config import Config
 from megatron_apo.config_loading import dump_config
+from megatron_apo.data.costs import CostModel
 from megatron_apo.data.distribution import distribute
 from megatron_apo.data.prompts import PromptBuilder, PromptStream
 from megatron_apo.evaluation.evaluate import read_prompts
@@ -21,6 +22,7 @@ from megatron_apo.observability.writers import Writers, open_writers
 from megatron_apo.parallel.groups import Groups, initialise, shut_down
 from megatron_apo.parallel.scatter import scatter_work
 from megatron_apo.parallel.status import phase
+from megatron_apo.planning.work import training_costs
 from megatron_apo.records import Prompt, ReplicaWork, TrainingSample
 from megatron_apo.run_directory import RunDirectory, check_on_controller, claim
 from megatron_apo.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
@@ -59,7 +61,9 @@ def _require_demonstrations(prompts: Sequence[Prompt]) -> None:
         )
 
 
-def _works(prompts: Sequence[Prompt], builder: PromptBuilder, config: Config, groups: Groups) -> list[ReplicaWork]:
+def _works(
+    prompts: Sequence[Prompt], builder: PromptBuilder, config: Config, groups: Groups, costs: CostModel
+) -> list[ReplicaWork]:
     samples = supervised_samples(prompts, builder, reduction=config.objective.reduction)
     return distribute(
         samples,
@@ -68,6 +72,8 @@ def _works(prompts: Sequence[Prompt], builder: PromptBuilder, config: Config, gr
         data_parallel=groups.data_size,
         sequence_multiple=config.parallel.sequence_multiple,
         microbatch_multiple=config.parallel.microbatch_multiple,
+        pipeline=config.parallel.pipeline,
+        costs=costs,
         scalars={"kl_coefficient": 0.0},
     )
 
@@ -103,6 +109,7 @@ def _train(config: Config, groups: Groups, directory: RunDirectory, *, resume: b
     if config.run.evaluate_every and groups.is_controller:
         say("run.evaluate_every is train's: sft does not evaluate while it trains; run evaluate on its export")
     shown = config.logging.progress and groups.is_controller
+    costs = training_costs(state.shape, config.model)
     timer = PhaseTimer()
     with Progress(config.run.steps, initial=done.step, label="sft", enabled=shown) as progress:
         for step in range(done.step + 1, config.run.steps + 1):
@@ -111,7 +118,7 @@ def _train(config: Config, groups: Groups, directory: RunDirectory, *, resume: b
             with phase(groups, "batch"):
                 if stream is not None:
                     with timer.phase("batch"):
-                        works = _works([prompts[i] for i in stream.indices(step - 1)], builder, config, groups)
+                        works = _works([prompts[i] for i in stream.indices(step - 1)], builder, config, groups, costs)
             work = scatter_work(works, groups)
             with timer.phase("update"):
                 metrics = trainer.step(work)[0]
