@@ -95,6 +95,7 @@ class RolloutConfig:
     engine: str = "vllm"  # vllm | transformers
     placement: str = "auto"  # auto | in_process | process: auto is in_process on one rank
     prompts_per_step: int = 32
+    refill_rounds: int = 0  # further draws a step for groups dropped by objective.drop_zero_variance; 0: none
     replay: str = ""  # a run's rollouts/ directory: train on those instead of generating
     kv_cache_gib: float = 1.0  # on a CPU
     gpu_memory_utilization: float = 0.4  # on a GPU

@@ -160,10 +160,11 @@ class Scorer:
         self._max_error_rate = config.max_error_rate
         self._pool = GraderPool(config.workers, config.timeout_seconds, command=grader_command)
 
-    def score(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+    def score(self, groups: Sequence[RolloutGroup], earlier: Sequence[RolloutGroup] = ()) -> list[RolloutGroup]:
         """The same groups with ``scores`` filled, one per rollout, in order.
 
-        Raises RewardError when more than ``rewards.max_error_rate`` of the responses could not be judged.
+        Raises RewardError when more than ``rewards.max_error_rate`` of the responses could not be judged, those of the
+        scored groups ``earlier`` in the same step counted too: a refill may be a few responses.
         """
         answers = [[extract_answer(rollout.text) for rollout in group.rollouts] for group in groups]
         verdicts = self._pool.grade(
@@ -182,7 +183,8 @@ class Scorer:
                     errors.append(f"row {group.prompt.id!r}, answer {(answer or '')[:80]!r}: {verdict.detail}")
                 scores.append(self._score(rollout, verdict.outcome))
             scored.append(replace(group, scores=tuple(scores)))
-        self._check_error_rate(errors, sum(len(group.rollouts) for group in groups))
+        before = sum(not score.valid for group in earlier for score in group.scores)
+        self._check_error_rate(errors, before, sum(len(group.rollouts) for group in (*earlier, *groups)))
         return scored
 
     def close(self) -> None:
@@ -202,10 +204,10 @@ class Scorer:
         total = sum(self._weights[name] * part for name, part in parts.items())
         return Score(total=total, parts=parts, outcome=outcome)
 
-    def _check_error_rate(self, errors: list[str], responses: int) -> None:
-        if len(errors) > self._max_error_rate * responses:
+    def _check_error_rate(self, errors: list[str], before: int, responses: int) -> None:
+        if errors and before + len(errors) > self._max_error_rate * responses:
             raise RewardError(
-                f"{len(errors)} of {responses} responses could not be graded, more than "
+                f"{before + len(errors)} of {responses} responses could not be graded, more than "
                 f"rewards.max_error_rate={self._max_error_rate:g} allows; for example {errors[0]}. Look at that row; "
                 "raise rewards.timeout_seconds if the machine is slow"
             )

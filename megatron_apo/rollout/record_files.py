@@ -145,6 +145,8 @@ def _group(value: dict[str, Any]) -> RolloutGroup:
             for rollout in value["rollouts"]
         ),
         scores=tuple(Score(**score) for score in value["scores"]),
+        round=value.get("round", 0),  # absent from recordings without refills
+        dropped=value.get("dropped", ""),
     )
 
 
