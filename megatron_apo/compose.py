@@ -27,6 +27,7 @@ from megatron_apo.parallel.groups import Groups, initialise, shut_down
 from megatron_apo.parallel.status import phase
 from megatron_apo.planning.work import training_costs
 from megatron_apo.records import Prompt, RolloutGroup
+from megatron_apo.rewards.overlong import overlong_punishment
 from megatron_apo.rewards.pool import Scorer
 from megatron_apo.rollout.build import build_engine
 from megatron_apo.rollout.engine import RolloutEngine
@@ -116,7 +117,7 @@ class Run:
         for path in {config.data.validation, config.data.test} - {""}:
             self._evaluation_prompts[path] = read_prompts(self.builder, path, config.data.image_root)
         stream = PromptStream(len(prompts), config.rollout.prompts_per_step, config.run.seed, config.data.shuffle)
-        self.scorer = Scorer(config.rewards)
+        self.scorer = Scorer(config.rewards, overlong=overlong_punishment(config))
         source: LiveRollouts | ReplayRollouts
         if config.rollout.replay:
             source = ReplayRollouts(config.rollout.replay)

@@ -154,6 +154,15 @@ class KlConfig:
 
 
 @dataclass(frozen=True)
+class OverlongConfig:
+    """What becomes of responses that sampling.max_tokens cut off, and of those that came near it."""
+
+    policy: str = "train"  # train: nothing | mask: cut ones are left out of the loss | punish: a part of the reward
+    buffer: float = 0.2  # punish: share of sampling.max_tokens, before that cap, over which the part falls from 0 to -1
+    weight: float = 1.0  # punish: of the part in the reward
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """One objective; ``name`` picks a preset whose settings the other keys override."""
 
@@ -165,7 +174,7 @@ class ObjectiveConfig:
     clip_low: float = 0.2
     clip_high: float = 0.2
     reduction: str = "token_mean"  # of the policy loss: token_mean | sequence_mean
-    mask_truncated: bool = False  # leave responses without an end token out of the loss
+    overlong: OverlongConfig = field(default_factory=OverlongConfig)
     drop_zero_variance: bool = False  # leave groups whose rewards are all equal out of the loss
     old_logprobs: str = "trainer"  # trainer | engine
 

@@ -85,7 +85,7 @@ def have_contrast(
 
 def _included(rollout_group: RolloutGroup, index: int, valid: bool, settings: ObjectiveConfig) -> bool:
     truncated = rollout_group.rollouts[index].finish_reason == "length"
-    return valid and not (settings.mask_truncated and truncated)
+    return valid and not (settings.overlong.policy == "mask" and truncated)
 
 
 def shape_step(
@@ -99,7 +99,8 @@ def shape_step(
     """Shapes scored groups and cuts them, whole prompts together, into ``updates`` batches, ``epochs`` times over.
 
     The reduction's weights are those of each update's own batch. Responses that the grader could not judge, that
-    were aborted, or that ``mask_truncated`` leaves out are no samples. Nor is a response with a token of
+    were aborted, or that ``overlong.policy`` "mask" leaves out are no samples; the last count in their group all the
+    same (DAPO masks their loss alone: arXiv:2503.14476, section 3.4). Nor is a response with a token of
     ``forbidden_token_ids``: the policy gives it probability 0, so it was drawn from another one (a recording made
     elsewhere); such responses are counted in ``rollout/forbidden_tokens``. ``drop_zero_variance`` leaves out groups
     whose advantages are all 0 (DAPO, arXiv:2503.14476, section 3.2), unless an update would be left with nothing.
@@ -130,7 +131,7 @@ def shape_step(
         if not chosen:
             raise ValueError(
                 "no response of this update can be trained on: all were aborted, unjudged, impossible, or cut and "
-                "left out by objective.mask_truncated=true; raise sampling.max_tokens, or set it to false"
+                "left out by objective.overlong.policy=mask; raise sampling.max_tokens, or set it to train"
             )
         lengths = torch.tensor([len(groups[p].rollouts[g].token_ids) for p, g in chosen])
         everyone = torch.ones(len(chosen), dtype=torch.bool)

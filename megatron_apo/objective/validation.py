@@ -11,6 +11,7 @@ _CHOICES = {
     "objective.kl.reduction": ("sequence_mean", "token_mean"),
     "objective.reduction": ("token_mean", "sequence_mean"),
     "objective.old_logprobs": ("trainer", "engine"),
+    "objective.overlong.policy": ("train", "mask", "punish"),
 }
 
 
@@ -32,6 +33,7 @@ def validate_objective(settings: ObjectiveConfig, group_size: int, steps: int) -
         "objective.kl.reduction": settings.kl.reduction,
         "objective.reduction": settings.reduction,
         "objective.old_logprobs": settings.old_logprobs,
+        "objective.overlong.policy": settings.overlong.policy,
     }
     for key, choices in _CHOICES.items():
         if values[key] not in choices:
@@ -59,6 +61,17 @@ def _check_numbers(settings: ObjectiveConfig) -> None:
         raise ValueError(f"objective.clip_low={settings.clip_low}: must lie between 0 and 1; it bounds a ratio below")
     if not settings.clip_high > 0:
         raise ValueError(f"objective.clip_high={settings.clip_high}: must be above 0; it bounds a ratio above")
+    overlong = settings.overlong
+    if not 0 < overlong.buffer <= 1:
+        raise ValueError(
+            f"objective.overlong.buffer={overlong.buffer}: must be above 0 and at most 1; it is a share of "
+            "sampling.max_tokens (DAPO's is 0.2)"
+        )
+    if not overlong.weight > 0:
+        raise ValueError(
+            f"objective.overlong.weight={overlong.weight}: must be above 0; objective.overlong.policy=train punishes "
+            "nothing"
+        )
     if not settings.kl.coefficient >= 0:
         raise ValueError(
             f"objective.kl.coefficient={settings.kl.coefficient}: must not be negative; 0 leaves the KL term out"

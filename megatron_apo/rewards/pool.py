@@ -15,6 +15,7 @@ from megatron_apo.records import Outcome, Rollout, RolloutGroup, Score
 from megatron_apo.rewards.accuracy import extract_answer
 from megatron_apo.rewards.format import format_reward
 from megatron_apo.rewards.grader_process import GraderProcess, RewardError, worker_command
+from megatron_apo.rewards.overlong import OverlongPunishment
 
 __all__ = ["REWARDS", "GraderPool", "RewardError", "Scorer", "Verdict"]
 
@@ -150,12 +151,21 @@ class GraderPool:
 class Scorer:
     """Scores groups of rollouts: each part of ``REWARDS`` as 0 or 1, their weighted sum, and correctness.
 
+    ``overlong`` adds a part of its own, -1 to 0, of responses near the cap.
+
     A response that the grader could not judge has accuracy 0, outcome "grader_error" and is not ``valid``: it is left
     out of its group, never paid. Grader processes start with the first answer to grade. Use it as a context manager,
     or close it.
     """
 
-    def __init__(self, config: RewardConfig, *, grader_command: Sequence[str] | None = None):
+    def __init__(
+        self,
+        config: RewardConfig,
+        *,
+        overlong: OverlongPunishment | None = None,
+        grader_command: Sequence[str] | None = None,
+    ):
+        self._overlong = overlong
         self._weights = {name: float(getattr(config, name)) for name in REWARDS}
         self._max_error_rate = config.max_error_rate
         self._pool = GraderPool(config.workers, config.timeout_seconds, command=grader_command)
@@ -202,6 +212,9 @@ class Scorer:
     def _score(self, rollout: Rollout, outcome: Outcome) -> Score:
         parts = {name: reward(rollout.text, outcome) for name, reward in REWARDS.items()}
         total = sum(self._weights[name] * part for name, part in parts.items())
+        if self._overlong is not None:
+            parts["overlong"] = self._overlong.part(len(rollout.token_ids))
+            total += self._overlong.weight * parts["overlong"]
         return Score(total=total, parts=parts, outcome=outcome)
 
     def _check_error_rate(self, errors: list[str], before: int, responses: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_apo.config import AdvantageConfig, DadsConfig, KlConfig, ObjectiveConfig, StcrConfig
+from megatron_apo.config import AdvantageConfig, DadsConfig, KlConfig, ObjectiveConfig, OverlongConfig, StcrConfig
 from megatron_apo.objective.objective import (
     TokenObjective,
     kl_coefficient,
@@ -33,6 +33,7 @@ APO = ObjectiveConfig(
 
 def preset(name: str) -> ObjectiveConfig:
     sections = {"advantage": AdvantageConfig, "stcr": StcrConfig, "dads": DadsConfig, "kl": KlConfig}
+    sections["overlong"] = OverlongConfig
     values = {key: sections[key](**value) if key in sections else value for key, value in PRESETS[name].items()}
     return ObjectiveConfig(name=name, **values)
 
