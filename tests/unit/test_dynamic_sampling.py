@@ -103,8 +103,10 @@ def test_at_most_prompts_per_step_are_trained_on_in_the_order_drawn() -> None:
     step = shape_step(groups, CONFIG.objective)
     assert {sample.prompt_id for sample in step.samples} == set(kept(groups)) and len(step.shaping) == len(groups)
     assert refill_metrics(groups)["rollout/groups_dropped"] == len(groups) - 8
-    surplus = mark_dropped(groups, [True] * len(groups), wanted=8, at_least=1)
-    assert [group.dropped for group in surplus] == [""] * 8 + ["surplus"] * (len(groups) - 8)
+    two_draws = [*drawn(every=1)[0], *drawn(every=1, step=2)[0]]
+    surplus = mark_dropped(two_draws, [True] * 16, wanted=8, at_least=1)
+    assert [group.dropped for group in surplus] == [""] * 8 + ["surplus"] * 8
+    assert {sample.prompt_id for sample in shape_step(surplus, CONFIG.objective).samples} == set(kept(surplus))
 
 
 def test_the_bound_and_the_last_prompt_end_it() -> None:
