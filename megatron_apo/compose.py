@@ -11,6 +11,7 @@ import yaml
 
 from megatron_apo.config import Config
 from megatron_apo.config_loading import dump_config
+from megatron_apo.data.costs import CostModel
 from megatron_apo.data.prompts import PromptBuilder, PromptStream
 from megatron_apo.evaluation.evaluate import evaluate_prompts, evaluation_sampling, read_prompts
 from megatron_apo.evaluation.scoring import Evaluation
@@ -25,7 +26,9 @@ from megatron_apo.observability.report import write_report
 from megatron_apo.observability.writers import Writers, open_writers, read_metrics
 from megatron_apo.parallel.groups import Groups, initialise, shut_down
 from megatron_apo.parallel.status import phase
+from megatron_apo.planning.work import training_costs
 from megatron_apo.records import Prompt, RolloutGroup
+from megatron_apo.rewards.overlong import overlong_punishment
 from megatron_apo.rewards.pool import Scorer
 from megatron_apo.rollout.build import build_engine
 from megatron_apo.rollout.engine import RolloutEngine
@@ -133,7 +136,7 @@ class Run:
         for path in {config.data.validation, config.data.test} - {""}:
             self._evaluation_prompts[path] = read_prompts(self.builder, path, config.data.image_root)
         stream = PromptStream(len(prompts), config.rollout.prompts_per_step, config.run.seed, config.data.shuffle)
-        self.scorer = Scorer(config.rewards)
+        self.scorer = Scorer(config.rewards, overlong=overlong_punishment(config))
         source: LiveRollouts | ReplayRollouts
         if config.rollout.replay:
             source = ReplayRollouts(config.rollout.replay)
@@ -215,6 +218,11 @@ class Run:
         )
         say(f"held-out accuracy {label} training: {found[0].accuracy:.3f} on {found[0].rows} rows")
 
+    def costs(self) -> CostModel:
+        """What a step spends on sequences and images: the update, and what is scored before it."""
+        scored = int(needs_reference(self.config.objective)) + int(self.updates_per_step > 1)
+        return training_costs(self.state.shape, self.config.model, extra_forward=scored)
+
     def save(self, step: int, version: int) -> None:
         """Writes a checkpoint."""
         updates, skipped = step * self.updates_per_step, self.trainer.skipped_in_a_row
@@ -274,6 +282,7 @@ def _run(run: Run, *, resume: bool) -> None:
         save=run.save,
         evaluate=run.evaluate_validation,
         enforce_gate=not config.rollout.replay,
+        costs=run.costs(),
     )
     run_loop(parts, first_step=loop.step + 1, version=loop.weight_version)
     export_model(run.state, run.groups, config.model.path, run.directory.export)

@@ -96,6 +96,7 @@ class RolloutConfig:
     engine: str = "vllm"  # vllm | transformers
     placement: str = "auto"  # auto | in_process | process: auto is in_process on one rank
     prompts_per_step: int = 32
+    refill_rounds: int = 0  # further draws a step for groups dropped by objective.drop_zero_variance; 0: none
     replay: str = ""  # a run's rollouts/ directory: train on those instead of generating
     kv_cache_gib: float = 1.0  # on a CPU
     gpu_memory_utilization: float = 0.4  # on a GPU
@@ -167,6 +168,15 @@ class MismatchConfig:
 
 
 @dataclass(frozen=True)
+class OverlongConfig:
+    """What becomes of responses that sampling.max_tokens cut off, and of those that came near it."""
+
+    policy: str = "train"  # train: nothing | mask: cut ones are left out of the loss | punish: a part of the reward
+    buffer: float = 0.2  # punish: share of sampling.max_tokens, before that cap, over which the part falls from 0 to -1
+    weight: float = 1.0  # punish: of the part in the reward
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """One objective; ``name`` picks a preset whose settings the other keys override."""
 
@@ -183,7 +193,7 @@ class ObjectiveConfig:
     # microbatch_token_mean (mean over microbatches of their token means).
     reduction: str = "token_mean"
     microbatch_sequences: int = 2  # microbatch_token_mean: responses of a microbatch, in their order; no matter how cut
-    mask_truncated: bool = False  # leave responses without an end token out of the loss
+    overlong: OverlongConfig = field(default_factory=OverlongConfig)
     drop_zero_variance: bool = False  # leave groups whose rewards are all equal out of the loss
     old_logprobs: str = "trainer"  # trainer | engine
 

@@ -268,6 +268,7 @@ _CHECKS: list[_Check] = [
     *_at_least(1, " (1: the first one stops the run)", "training.max_skipped_in_a_row"),
     *_at_least(1, "; the newest is what --resume continues", "run.keep_checkpoints"),
     *_at_least(0, "", "run.seed", "run.threads", "data.min_pixels", "data.max_pixels", "evaluation.limit"),
+    *_at_least(0, " (0: no refills)", "rollout.refill_rounds"),
     *_at_least(0, " (0: never)", "run.save_every", "run.evaluate_every"),
     *_at_least(0, "", "optimizer.warmup_steps", "optimizer.minimum_learning_rate", "optimizer.weight_decay"),
     *_at_least(0, " (0: no clipping)", "optimizer.clip_gradient"),
@@ -321,6 +322,11 @@ def validate(config: Config) -> None:
         raise ValueError(
             f"training.updates_per_rollout={updates}: must not exceed rollout.prompts_per_step={prompts}; an update "
             "needs a prompt of its own"
+        )
+    if config.rollout.refill_rounds and not config.objective.drop_zero_variance:
+        raise ValueError(
+            f"rollout.refill_rounds={config.rollout.refill_rounds}: needs objective.drop_zero_variance=true; it draws "
+            "others for the groups that this drops"
         )
     model = config.model
     if model.freeze_vision and model.freeze_merger and model.freeze_language:

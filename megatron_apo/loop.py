@@ -6,16 +6,18 @@ the plan, all ranks update together, and the weights go back to the engine befor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from megatron_apo.config import Config
+from megatron_apo.data.costs import CostModel
 from megatron_apo.data.distribution import distribute
 from megatron_apo.data.prompts import PromptStream
+from megatron_apo.dynamic_sampling import mark_dropped, refill_metrics, refill_size
 from megatron_apo.objective.mismatch import mismatch_metrics
 from megatron_apo.objective.objective import kl_coefficient, needs_reference
-from megatron_apo.objective.samples import ShapedStep, scoring_samples, shape_step
+from megatron_apo.objective.samples import ShapedStep, have_contrast, scoring_samples, shape_step
 from megatron_apo.observability.metrics import rollout_metrics
 from megatron_apo.observability.timers import PhaseTimer
 from megatron_apo.parallel.groups import Groups
@@ -26,19 +28,21 @@ from megatron_apo.rollout.engine import RolloutEngine, SamplingSettings
 from megatron_apo.training.update import Trainer
 from megatron_apo.weight_sync.verify import check_logprob_agreement
 
+_SEEDS_APART = 2**40  # beyond every step's seed
+
 
 class RolloutSource(Protocol):
     """Where a step's responses come from: a live engine, or recorded ones."""
 
-    def rollouts(self, step: int, prompts: Sequence[Prompt]) -> list[RolloutGroup]:
-        """Unscored groups for ``prompts`` (a replay brings its own prompts), in order."""
+    def rollouts(self, step: int, prompts: Sequence[Prompt], number: int = 0) -> list[RolloutGroup]:
+        """Unscored groups of the step's draw ``number`` for ``prompts`` (a replay brings its own), in order."""
         ...
 
 
 class Grader(Protocol):
     """Scores groups; see ``rewards.pool.Scorer``."""
 
-    def score(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]: ...
+    def score(self, groups: Sequence[RolloutGroup], earlier: Sequence[RolloutGroup] = ()) -> list[RolloutGroup]: ...
 
 
 class StepLog(Protocol):
@@ -65,7 +69,8 @@ class LoopParts:
     """Everything the loop runs on; ``controller`` is None on every rank but 0.
 
     ``sync(version)`` sends the trainer's weights to the engine and returns its metrics; ``save(step, version)`` writes
-    a checkpoint; ``evaluate(step)`` returns the metrics of the validation rows. All three are collective.
+    a checkpoint; ``evaluate(step)`` returns the metrics of the validation rows. All three are collective. ``costs``:
+    what sequences and images cost, so that the ranks' work is even.
     """
 
     config: Config
@@ -76,17 +81,19 @@ class LoopParts:
     save: Callable[[int, int], None]
     evaluate: Callable[[int], dict[str, float]]
     enforce_gate: bool = True
+    costs: CostModel = field(default_factory=CostModel)
 
 
-def step_sampling(config: Config, step: int) -> SamplingSettings:
-    """How step ``step`` draws its responses; from the settings and the step alone, so a resumed run draws the same."""
+def step_sampling(config: Config, step: int, number: int = 0) -> SamplingSettings:
+    """How draw ``number`` of step ``step`` draws its responses; from the settings, the step and the number alone, so a
+    resumed run draws the same. No two draws of a run share a seed."""
     settings = config.sampling
     return SamplingSettings(
         group_size=settings.group_size,
         max_tokens=settings.max_tokens,
         temperature=settings.temperature,
         top_p=settings.top_p,
-        seed=config.run.seed * 1_000_003 + step,
+        seed=config.run.seed * 1_000_003 + step + number * _SEEDS_APART,
     )
 
 
@@ -97,17 +104,40 @@ class LiveRollouts:
         self._engine = engine
         self._config = config
 
-    def rollouts(self, step: int, prompts: Sequence[Prompt]) -> list[RolloutGroup]:
-        drawn = self._engine.generate(prompts, step_sampling(self._config, step))
-        return [RolloutGroup(prompt, tuple(rollouts)) for prompt, rollouts in zip(prompts, drawn, strict=True)]
+    def rollouts(self, step: int, prompts: Sequence[Prompt], number: int = 0) -> list[RolloutGroup]:
+        if not prompts:
+            return []
+        drawn = self._engine.generate(prompts, step_sampling(self._config, step, number))
+        return [
+            RolloutGroup(prompt, tuple(rollouts), round=number) for prompt, rollouts in zip(prompts, drawn, strict=True)
+        ]
 
 
-def _draw(controller: Controller, step: int, timer: PhaseTimer) -> list[RolloutGroup]:
-    prompts = [controller.prompts[index] for index in controller.stream.indices(step - 1)]
-    with timer.phase("rollout"):
-        groups = controller.source.rollouts(step, prompts)
-    with timer.phase("score"):
-        return controller.grader.score(groups)
+def draw(
+    controller: Controller, config: Config, step: int, timer: PhaseTimer, forbidden_token_ids: Collection[int] = ()
+) -> list[RolloutGroup]:
+    """The scored groups of a step. With ``rollout.refill_rounds`` further prompts are drawn in place of those whose
+    group has no contrast; all of them are returned, marked where they are not trained on."""
+
+    def drawn(indices: Sequence[int], number: int, earlier: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+        with timer.phase("rollout"):
+            unscored = controller.source.rollouts(step, [controller.prompts[index] for index in indices], number)
+        with timer.phase("score"):
+            return controller.grader.score(unscored, earlier)
+
+    groups = drawn(controller.stream.indices(step - 1), 0, ())
+    if not config.rollout.refill_rounds:
+        return groups
+    spare, wanted = controller.stream.spare(step - 1), config.rollout.prompts_per_step
+    contrast = have_contrast(groups, config.objective, forbidden_token_ids=forbidden_token_ids)
+    for number in range(1, config.rollout.refill_rounds + 1):
+        size = refill_size(contrast, wanted)
+        more = drawn(spare[:size], number, groups) if size else []
+        if not more:
+            break  # enough, or no prompt left (of a recording: no further round)
+        spare, groups = spare[size:], [*groups, *more]
+        contrast += have_contrast(more, config.objective, forbidden_token_ids=forbidden_token_ids)
+    return mark_dropped(groups, contrast, wanted=wanted, at_least=config.training.updates_per_rollout)
 
 
 def _plan(parts: LoopParts, shaped: ShapedStep, step: int) -> list[ReplicaWork]:
@@ -119,6 +149,8 @@ def _plan(parts: LoopParts, shaped: ShapedStep, step: int) -> list[ReplicaWork]:
         data_parallel=parts.groups.data_size,
         sequence_multiple=config.parallel.sequence_multiple,
         microbatch_multiple=config.parallel.microbatch_multiple,
+        pipeline=config.parallel.pipeline,
+        costs=parts.costs,
         scalars={"kl_coefficient": 0.0 if config.objective.kl.placement == "reward" else _kl_coefficient(config, step)},
     )
 
@@ -141,6 +173,8 @@ def _reward_penalties(
             data_parallel=parts.groups.data_size,
             sequence_multiple=config.parallel.sequence_multiple,
             microbatch_multiple=config.parallel.microbatch_multiple,
+            pipeline=config.parallel.pipeline,
+            costs=parts.costs,
             scalars={"samples": float(len(samples))},
         )
     with timer.phase("reference"):
@@ -184,15 +218,15 @@ def run_step(parts: LoopParts, step: int, version: int, timer: PhaseTimer) -> St
     works: list[ReplicaWork] | None = None
     penalties: list[list[float]] = []
     penalised: dict[str, float] = {}
+    training, forbidden = parts.config.training, parts.trainer.settings.head.forbidden_token_ids
     with phase(groups, "rollout"):
         if controller is not None:
-            drawn = _draw(controller, step, timer)
+            drawn = draw(controller, parts.config, step, timer, forbidden)
     if parts.config.objective.kl.placement == "reward" and needs_reference(parts.config.objective):
         penalties, penalised = _reward_penalties(parts, drawn, step, timer)
     with phase(groups, "shape"):
         if controller is not None:
             with timer.phase("shape"):
-                training = parts.config.training
                 shaped = shape_step(
                     drawn,
                     parts.config.objective,
@@ -200,7 +234,7 @@ def run_step(parts: LoopParts, step: int, version: int, timer: PhaseTimer) -> St
                     penalties=penalties,
                     updates=training.updates_per_rollout,
                     epochs=training.epochs_per_rollout,
-                    forbidden_token_ids=parts.trainer.settings.head.forbidden_token_ids,
+                    forbidden_token_ids=forbidden,
                 )
                 works = _plan(parts, shaped, step)
     with timer.phase("scatter"):
@@ -214,6 +248,8 @@ def run_step(parts: LoopParts, step: int, version: int, timer: PhaseTimer) -> St
     if shaped is not None:
         metrics |= rollout_metrics(drawn) | shaped.metrics | {"kl/coefficient": work.scalars["kl_coefficient"]}
         metrics |= penalised
+        if parts.config.rollout.refill_rounds:
+            metrics |= refill_metrics(drawn)
         metrics |= _throughput(drawn, timer.collect())
     return StepOutcome(metrics, drawn, shaped)
 

@@ -17,6 +17,7 @@ RECORD_VERSION = 1
 
 FinishReason = Literal["stop", "length", "abort"]
 Outcome = Literal["correct", "wrong", "no_answer", "grader_error"]
+Dropped = Literal["", "no_contrast", "surplus"]
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,17 @@ class Score:
 
 @dataclass(frozen=True)
 class RolloutGroup:
-    """The responses to one prompt, with their scores once scored (the same order)."""
+    """The responses to one prompt, with their scores once scored (the same order).
+
+    ``round``: of the step's draws, 0 the first, then refills. ``dropped``: why it is not trained on: its rewards are
+    all equal ("no_contrast"), or enough others had come before it ("surplus"); empty where it is.
+    """
 
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
     scores: tuple[Score, ...] = ()
+    round: int = 0
+    dropped: Dropped = ""
 
 
 @dataclass(frozen=True)

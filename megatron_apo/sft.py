@@ -10,6 +10,7 @@ import yaml
 
 from megatron_apo.config import Config
 from megatron_apo.config_loading import dump_config
+from megatron_apo.data.costs import CostModel
 from megatron_apo.data.distribution import distribute
 from megatron_apo.data.prompts import PromptBuilder, PromptStream
 from megatron_apo.evaluation.evaluate import read_prompts
@@ -21,6 +22,7 @@ from megatron_apo.observability.writers import Writers, open_writers
 from megatron_apo.parallel.groups import Groups, initialise, shut_down
 from megatron_apo.parallel.scatter import scatter_work
 from megatron_apo.parallel.status import phase
+from megatron_apo.planning.work import training_costs
 from megatron_apo.records import Prompt, ReplicaWork, TrainingSample
 from megatron_apo.run_directory import RunDirectory, check_on_controller, claim
 from megatron_apo.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
@@ -60,7 +62,9 @@ def _require_demonstrations(prompts: Sequence[Prompt], key: str) -> None:
         )
 
 
-def _works(prompts: Sequence[Prompt], builder: PromptBuilder, config: Config, groups: Groups) -> list[ReplicaWork]:
+def _works(
+    prompts: Sequence[Prompt], builder: PromptBuilder, config: Config, groups: Groups, costs: CostModel
+) -> list[ReplicaWork]:
     samples = supervised_samples(prompts, builder, reduction=config.objective.reduction)
     return distribute(
         samples,
@@ -69,6 +73,8 @@ def _works(prompts: Sequence[Prompt], builder: PromptBuilder, config: Config, gr
         data_parallel=groups.data_size,
         sequence_multiple=config.parallel.sequence_multiple,
         microbatch_multiple=config.parallel.microbatch_multiple,
+        pipeline=config.parallel.pipeline,
+        costs=costs,
         scalars={"kl_coefficient": 0.0},
     )
 
@@ -93,6 +99,7 @@ def _train(config: Config, groups: Groups, directory: RunDirectory, *, resume: b
     stream: PromptStream | None = None
     evaluates = bool(config.run.evaluate_every and config.data.validation)
     validation_works: list[ReplicaWork] | None = None
+    costs = training_costs(state.shape, config.model)
     with phase(groups, "start"):
         if groups.is_controller:
             prompts = read_prompts(builder, config.data.train, config.data.image_root)
@@ -101,7 +108,7 @@ def _train(config: Config, groups: Groups, directory: RunDirectory, *, resume: b
                 rows = read_prompts(builder, config.data.validation, config.data.image_root)
                 rows = rows[: config.evaluation.limit or None]
                 _require_demonstrations(rows, "data.validation")
-                validation_works = _works(rows, builder, config, groups)
+                validation_works = _works(rows, builder, config, groups, costs)
             claim(config, resume=resume)
             writers = open_writers(
                 directory.root,
@@ -120,7 +127,7 @@ def _train(config: Config, groups: Groups, directory: RunDirectory, *, resume: b
             with phase(groups, "batch"):
                 if stream is not None:
                     with timer.phase("batch"):
-                        works = _works([prompts[i] for i in stream.indices(step - 1)], builder, config, groups)
+                        works = _works([prompts[i] for i in stream.indices(step - 1)], builder, config, groups, costs)
             work = scatter_work(works, groups)
             with timer.phase("update"):
                 metrics = trainer.step(work)[0]

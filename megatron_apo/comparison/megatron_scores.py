@@ -16,7 +16,7 @@ from tqdm import tqdm
 from megatron_apo.comparison.inputs import Scored
 from megatron_apo.config import Config
 from megatron_apo.conversion import megatron_files
-from megatron_apo.data.packing import plan_microbatches
+from megatron_apo.data.balancing import plan_microbatches
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.parallel.status import phase
 from megatron_apo.records import PromptImage, TrainingSample

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_apo.data.packing import plan_microbatches
+from megatron_apo.data.balancing import plan_microbatches
+from megatron_apo.data.costs import CostModel, image_costs
 from megatron_apo.records import ReplicaWork, TrainingSample
+
+_TOKENS_ALONE = CostModel()
 
 
 def distribute(
@@ -17,22 +20,29 @@ def distribute(
     scalars: dict[str, float],
     sequence_multiple: int = 1,
     microbatch_multiple: int = 1,
+    pipeline: int = 1,
+    costs: CostModel = _TOKENS_ALONE,
 ) -> list[ReplicaWork]:
     """One ``ReplicaWork`` per data-parallel rank: its samples, renumbered, in microbatches of each update.
 
-    A sequence counts as the next multiple of ``sequence_multiple`` tokens; see ``plan_microbatches`` for
-    ``microbatch_multiple``. Adds to ``scalars`` the response tokens of each update over all replicas,
-    ``total_tokens/<update>``.
+    A sequence counts as the next multiple of ``sequence_multiple`` tokens. ``costs`` says what sequences and images
+    cost; see ``plan_microbatches`` for ``microbatch_multiple`` and ``pipeline``. Adds to ``scalars`` the response
+    tokens of each update over all replicas, ``total_tokens/<update>``.
     """
     totals = {
         f"total_tokens/{number}": float(sum(len(samples[i].response_ids) for i in batch))
         for number, batch in enumerate(updates)
     }
+    work = [costs.sequence(len(sample.prompt_ids), len(sample.response_ids)) for sample in samples]
+    images = image_costs(samples, costs)
     plans = [
         plan_microbatches(
             [-(-samples[i].length // sequence_multiple) * sequence_multiple for i in batch],
             tokens_per_microbatch=tokens_per_microbatch,
             data_parallel=data_parallel,
+            costs=[work[i] for i in batch],
+            images=[images[i] for i in batch],
+            pipeline=pipeline,
             microbatch_multiple=microbatch_multiple,
         )
         for batch in updates

@@ -1,4 +1,4 @@
-"""From samples to microbatches: who trains on which sequences, and the packed (THD) tensors the model takes.
+"""From the samples of a microbatch to the packed (THD) tensors the model takes.
 
 Shape suffixes: T packed tokens, N packed sequences, K image tokens, L patches, C values per patch.
 """
@@ -12,85 +12,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from megatron_apo.data.costs import ImageKey, image_key
 from megatron_apo.records import Microbatch, PromptImage, TrainingSample
 
 _PADDING_TOKEN = 0  # any id of the vocabulary: its position carries no weight and nothing attends to it
-
-
-def plan_microbatches(
-    lengths: Sequence[int],
-    *,
-    tokens_per_microbatch: int,
-    data_parallel: int,
-    costs: Sequence[float] | None = None,
-    microbatch_multiple: int = 1,
-) -> list[list[list[int]]]:
-    """Sample indices by [data-parallel rank][microbatch]; every index once, every rank as many microbatches.
-
-    ``lengths``: tokens of each sample; a microbatch holds up to ``tokens_per_microbatch`` of them, and a longer sample
-    is alone in one. ``costs``: expected work of each sample (default: its length). Ranks are balanced by cost, longest
-    first (LPT; Graham 1969, "Bounds on multiprocessing timing anomalies"). A rank short of samples gets empty
-    microbatches; so do all ranks where their number is not a multiple of ``microbatch_multiple``. The plan
-    depends on the arguments alone.
-    """
-    if tokens_per_microbatch < 1 or data_parallel < 1:
-        raise ValueError(
-            f"tokens_per_microbatch={tokens_per_microbatch}, data_parallel={data_parallel}: both must be at least 1"
-        )
-    work = list(lengths) if costs is None else list(costs)
-    assert len(work) == len(lengths), (len(work), len(lengths))
-    by_cost = sorted(range(len(lengths)), key=lambda i: (-work[i], -lengths[i], i))
-    ranks: list[list[int]] = [[] for _ in range(data_parallel)]
-    loads = [0.0] * data_parallel
-    for index in by_cost:
-        rank = loads.index(min(loads))
-        ranks[rank].append(index)
-        loads[rank] += work[index]
-    packed = [_first_fit(members, lengths, tokens_per_microbatch) for members in ranks]
-    count = max(1, *(len(bins) for bins in packed))
-    count += -count % microbatch_multiple
-    return [
-        _balanced(members, lengths, work, tokens_per_microbatch, count) or bins + [[] for _ in range(count - len(bins))]
-        for members, bins in zip(ranks, packed, strict=True)
-    ]
-
-
-def _first_fit(members: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Few bins of at most ``budget`` tokens: first fit, longest first; a longer sample gets a bin of its own."""
-    bins: list[list[int]] = []
-    used: list[int] = []
-    for index in sorted(members, key=lambda i: (-lengths[i], i)):
-        for place, tokens in enumerate(used):
-            if tokens + lengths[index] <= budget:
-                bins[place].append(index)
-                used[place] += lengths[index]
-                break
-        else:
-            bins.append([index])
-            used.append(lengths[index])
-    return [sorted(members) for members in bins]
-
-
-def _balanced(
-    members: Sequence[int], lengths: Sequence[int], work: Sequence[float], budget: int, count: int
-) -> list[list[int]] | None:
-    """``count`` bins of similar cost within the budget, costliest bin first; None where this greedy order fails.
-
-    ``members`` come costliest first. The k-th microbatches of all ranks run together, hence the sorting.
-    """
-    bins: list[list[int]] = [[] for _ in range(count)]
-    used = [0] * count
-    loads = [0.0] * count
-    for index in members:
-        fitting = [place for place in range(count) if not bins[place] or used[place] + lengths[index] <= budget]
-        if not fitting:
-            return None
-        place = min(fitting, key=lambda p: (loads[p], p))
-        bins[place].append(index)
-        used[place] += lengths[index]
-        loads[place] += work[index]
-    order = sorted(range(count), key=lambda p: (-loads[p], p))
-    return [sorted(bins[place]) for place in order]
 
 
 def build_microbatch(
@@ -213,7 +138,7 @@ def _place_images(
     Only the prompts are searched for placeholders: a response that sampled one is text like any other.
     """
     unique: list[PromptImage] = []
-    rows_of: dict[tuple[str, tuple[int, int, int], float], np.ndarray] = {}
+    rows_of: dict[ImageKey, np.ndarray] = {}
     next_row = 0
     positions: list[np.ndarray] = []
     features: list[np.ndarray] = []
@@ -221,8 +146,7 @@ def _place_images(
         found = np.flatnonzero(np.isin(np.array(sample.prompt_ids, dtype=np.int64), vision_token_ids))
         expected = 0
         for image in sample.images:
-            # At another rate, other frames of the same file are shown.
-            key = (image.sha256, image.grid_thw, image.seconds_per_grid)
+            key = image_key(image)
             if key not in rows_of:
                 merged = int(np.prod(image.grid_thw)) // spatial_merge_size**2
                 rows_of[key] = np.arange(next_row, next_row + merged, dtype=np.int64)

@@ -246,6 +246,14 @@ class PromptStream:
         start = step * self._per_step
         return [self._order(at // self._count)[at % self._count] for at in range(start, start + self._per_step)]
 
+    def spare(self, step: int) -> list[int]:
+        """The prompts that step ``step`` does not take, in an order of the step's own: what refills draw from."""
+        taken = self.indices(step)
+        order = [(taken[-1] + 1 + place) % self._count for place in range(self._count)]
+        if self._shuffle:
+            random.Random(f"{self._seed}/spare/{step}").shuffle(order)
+        return [index for index in order if index not in set(taken)]
+
     def _order(self, epoch: int) -> list[int]:
         if epoch not in self._orders:
             order = list(range(self._count))

@@ -48,7 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "clip_high": 0.2,
         "reduction": "microbatch_token_mean",
         "microbatch_sequences": 2,
-        "mask_truncated": False,
+        "overlong": {"policy": "train"},
         "drop_zero_variance": False,
         "old_logprobs": "trainer",
     },
@@ -78,10 +78,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kl": {"coefficient": 0.0},
         "reduction": "constant",
     },
-    # The loss of DAPO (arXiv:2503.14476, eq. 8): a wider upper clip, token mean, no KL. Of its dynamic
-    # sampling only the dropping is here, groups are not refilled; nor is its overlong reward.
+    # DAPO (arXiv:2503.14476, eq. 8 and 13): a wider upper clip, token mean, no KL, groups without contrast dropped, the
+    # soft overlong punishment over the last fifth (4,096 of 20,480 tokens) instead of masking cut responses. Its
+    # dynamic sampling is complete with rollout.refill_rounds above 0.
     "dapo": {
         "drop_zero_variance": True,
+        "overlong": {"policy": "punish", "buffer": 0.2, "weight": 1.0},
         "kl": {"coefficient": 0.0},
         "clip_low": 0.2,
         "clip_high": 0.28,

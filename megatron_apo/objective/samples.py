@@ -34,7 +34,7 @@ def _shape(
     groups: Sequence[RolloutGroup],
     settings: ObjectiveConfig,
     possible_PG: Sequence[Sequence[bool]],
-    penalties_PG: Sequence[Sequence[float]],
+    penalties_PG: Sequence[Sequence[float]] = (),
 ) -> tuple[ShapedGroups, torch.Tensor]:
     rewards = torch.tensor([[score.total for score in group.scores] for group in groups], dtype=torch.float64)
     if penalties_PG:
@@ -69,9 +69,28 @@ def _metrics(shaped: ShapedGroups, valid: torch.Tensor) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def _possible(groups: Sequence[RolloutGroup], forbidden_token_ids: Collection[int]) -> list[list[bool]]:
+    forbidden = frozenset(forbidden_token_ids)
+    return [[forbidden.isdisjoint(rollout.token_ids) for rollout in group.rollouts] for group in groups]
+
+
+def have_contrast(
+    groups: Sequence[RolloutGroup], settings: ObjectiveConfig, *, forbidden_token_ids: Collection[int] = ()
+) -> list[bool]:
+    """Whether each scored group has a response to train on whose advantage is not 0: what dynamic sampling asks."""
+    shaped, valid = _shape(groups, settings, _possible(groups, forbidden_token_ids))
+    return [
+        any(
+            bool(shaped.advantages_PG[p, g] != 0) and _included(group, g, bool(valid[p, g]), settings)
+            for g in range(len(group.rollouts))
+        )
+        for p, group in enumerate(groups)
+    ]
+
+
 def _included(rollout_group: RolloutGroup, index: int, valid: bool, settings: ObjectiveConfig) -> bool:
     truncated = rollout_group.rollouts[index].finish_reason == "length"
-    return valid and not (settings.mask_truncated and truncated)
+    return valid and not (settings.overlong.policy == "mask" and truncated)
 
 
 def shape_step(
@@ -87,30 +106,32 @@ def shape_step(
     """Shapes scored groups and cuts them, whole prompts together, into ``updates`` batches, ``epochs`` times over.
 
     The reduction's weights are those of each update's own batch. Responses that the grader could not judge, that
-    were aborted, or that ``mask_truncated`` leaves out are no samples. Nor is a response with a token of
+    were aborted, or that ``overlong.policy`` "mask" leaves out are no samples; the last count in their group all the
+    same (DAPO masks their loss alone: arXiv:2503.14476, section 3.4). Nor is a response with a token of
     ``forbidden_token_ids``: the policy gives it probability 0, so it was drawn from another one (a recording made
     elsewhere); such responses are counted in ``rollout/forbidden_tokens``. ``drop_zero_variance`` leaves out groups
-    whose advantages are all 0 (DAPO, arXiv:2503.14476, section 3.2, without its refill), unless an update would be left
-    with nothing. ``penalties``, by group and response, are taken off the rewards (a KL placed there); ``max_tokens`` is
-    the longest response that could be drawn, for the reduction "constant". Raises ValueError when there are fewer
-    prompts than updates, or nothing is left to train on.
+    whose advantages are all 0 (DAPO, arXiv:2503.14476, section 3.2), unless an update would be left with nothing.
+    Groups that dynamic sampling marked as dropped are shaped, for the log, but are no samples. ``penalties``, by group
+    and response, are taken off the rewards (a KL placed there); ``max_tokens`` is the longest response that could be
+    drawn, for the reduction "constant". Raises ValueError when there are fewer prompts than updates, or nothing is left
+    to train on.
     """
-    if len(groups) < updates:
+    kept = [p for p, group in enumerate(groups) if not group.dropped]
+    if len(kept) < updates:
         raise ValueError(
-            f"training.updates_per_rollout={updates}: more than the {len(groups)} prompts of a rollout; lower it or "
+            f"training.updates_per_rollout={updates}: more than the {len(kept)} prompts of a rollout; lower it or "
             "raise rollout.prompts_per_step"
         )
-    forbidden = frozenset(forbidden_token_ids)
-    possible_PG = [[forbidden.isdisjoint(rollout.token_ids) for rollout in group.rollouts] for group in groups]
+    possible_PG = _possible(groups, forbidden_token_ids)
     shaped, valid = _shape(groups, settings, possible_PG, penalties)
     varied_P = (shaped.advantages_PG != 0).any(dim=1).tolist()
     samples: list[TrainingSample] = []
     batches: list[tuple[int, ...]] = []
     for update in range(updates):
-        first, last = len(groups) * update // updates, len(groups) * (update + 1) // updates
+        first, last = len(kept) * update // updates, len(kept) * (update + 1) // updates
         chosen = [
             (p, g)
-            for p in range(first, last)
+            for p in kept[first:last]
             for g in range(len(groups[p].rollouts))
             if _included(groups[p], g, bool(valid[p, g]), settings)
         ]
@@ -119,7 +140,7 @@ def shape_step(
         if not chosen:
             raise ValueError(
                 "no response of this update can be trained on: all were aborted, unjudged, impossible, or cut and "
-                "left out by objective.mask_truncated=true; raise sampling.max_tokens, or set it to false"
+                "left out by objective.overlong.policy=mask; raise sampling.max_tokens, or set it to train"
             )
         lengths = torch.tensor([len(groups[p].rollouts[g].token_ids) for p, g in chosen])
         everyone = torch.ones(len(chosen), dtype=torch.bool)
@@ -148,7 +169,7 @@ def shape_step(
         for p, group in enumerate(groups)
     )
     metrics = _metrics(shaped, valid)
-    if forbidden:
+    if forbidden_token_ids:
         metrics["rollout/forbidden_tokens"] = float(sum(possible_G.count(False) for possible_G in possible_PG))
     return ShapedStep(tuple(samples), tuple(batches * epochs), shaping, metrics)
 

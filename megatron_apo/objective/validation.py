@@ -16,6 +16,7 @@ _CHOICES = {
     "objective.importance": ("token", "sequence"),
     "objective.reduction": ("token_mean", "sequence_mean", "sequence_sum", "constant", "microbatch_token_mean"),
     "objective.old_logprobs": ("trainer", "engine"),
+    "objective.overlong.policy": ("train", "mask", "punish"),
 }
 
 
@@ -47,6 +48,7 @@ def validate_objective(settings: ObjectiveConfig, group_size: int, steps: int) -
         "objective.importance": settings.importance,
         "objective.reduction": settings.reduction,
         "objective.old_logprobs": settings.old_logprobs,
+        "objective.overlong.policy": settings.overlong.policy,
     }
     for key, choices in _CHOICES.items():
         if values[key] not in choices:
@@ -55,6 +57,11 @@ def validate_objective(settings: ObjectiveConfig, group_size: int, steps: int) -
     if settings.kl.schedule == "grpo_d":
         _check_grpo_d(settings.kl, steps)
     _check_mismatch(settings)
+    if settings.drop_zero_variance and settings.kl.placement == "reward" and has_kl(settings.kl):
+        raise ValueError(
+            "objective.kl.placement=reward: must be loss with objective.drop_zero_variance=true; a KL in the rewards "
+            "gives every group some variance"
+        )
     if settings.dads.enabled and settings.kl.placement == "reward":
         raise ValueError(
             "objective.kl.placement=reward: must be loss with objective.dads.enabled=true; DADS weights the KL of "
@@ -82,6 +89,17 @@ def _check_numbers(settings: ObjectiveConfig) -> None:
         raise ValueError(f"objective.microbatch_sequences={settings.microbatch_sequences}: must be at least 1")
     if not settings.clip_high > 0:
         raise ValueError(f"objective.clip_high={settings.clip_high}: must be above 0; it bounds a ratio above")
+    overlong = settings.overlong
+    if not 0 < overlong.buffer <= 1:
+        raise ValueError(
+            f"objective.overlong.buffer={overlong.buffer}: must be above 0 and at most 1; it is a share of "
+            "sampling.max_tokens (DAPO's is 0.2)"
+        )
+    if not overlong.weight > 0:
+        raise ValueError(
+            f"objective.overlong.weight={overlong.weight}: must be above 0; objective.overlong.policy=train punishes "
+            "nothing"
+        )
     if not settings.kl.coefficient >= 0:
         raise ValueError(
             f"objective.kl.coefficient={settings.kl.coefficient}: must not be negative; 0 leaves the KL term out"

@@ -15,6 +15,7 @@ from megatron_apo.records import Outcome, Rollout, RolloutGroup, Score
 from megatron_apo.rewards.accuracy import extract_answer
 from megatron_apo.rewards.format import format_reward
 from megatron_apo.rewards.grader_process import GraderProcess, RewardError, worker_command
+from megatron_apo.rewards.overlong import OverlongPunishment
 
 __all__ = ["REWARDS", "GraderPool", "RewardError", "Scorer", "Verdict"]
 
@@ -150,20 +151,30 @@ class GraderPool:
 class Scorer:
     """Scores groups of rollouts: each part of ``REWARDS`` as 0 or 1, their weighted sum, and correctness.
 
+    ``overlong`` adds a part of its own, -1 to 0, of responses near the cap.
+
     A response that the grader could not judge has accuracy 0, outcome "grader_error" and is not ``valid``: it is left
     out of its group, never paid. Grader processes start with the first answer to grade. Use it as a context manager,
     or close it.
     """
 
-    def __init__(self, config: RewardConfig, *, grader_command: Sequence[str] | None = None):
+    def __init__(
+        self,
+        config: RewardConfig,
+        *,
+        overlong: OverlongPunishment | None = None,
+        grader_command: Sequence[str] | None = None,
+    ):
+        self._overlong = overlong
         self._weights = {name: float(getattr(config, name)) for name in REWARDS}
         self._max_error_rate = config.max_error_rate
         self._pool = GraderPool(config.workers, config.timeout_seconds, command=grader_command)
 
-    def score(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+    def score(self, groups: Sequence[RolloutGroup], earlier: Sequence[RolloutGroup] = ()) -> list[RolloutGroup]:
         """The same groups with ``scores`` filled, one per rollout, in order.
 
-        Raises RewardError when more than ``rewards.max_error_rate`` of the responses could not be judged.
+        Raises RewardError when more than ``rewards.max_error_rate`` of the responses could not be judged, those of the
+        scored groups ``earlier`` in the same step counted too: a refill may be a few responses.
         """
         answers = [[extract_answer(rollout.text) for rollout in group.rollouts] for group in groups]
         verdicts = self._pool.grade(
@@ -182,7 +193,8 @@ class Scorer:
                     errors.append(f"row {group.prompt.id!r}, answer {(answer or '')[:80]!r}: {verdict.detail}")
                 scores.append(self._score(rollout, verdict.outcome))
             scored.append(replace(group, scores=tuple(scores)))
-        self._check_error_rate(errors, sum(len(group.rollouts) for group in groups))
+        before = sum(not score.valid for group in earlier for score in group.scores)
+        self._check_error_rate(errors, before, sum(len(group.rollouts) for group in (*earlier, *groups)))
         return scored
 
     def close(self) -> None:
@@ -200,12 +212,15 @@ class Scorer:
     def _score(self, rollout: Rollout, outcome: Outcome) -> Score:
         parts = {name: reward(rollout.text, outcome) for name, reward in REWARDS.items()}
         total = sum(self._weights[name] * part for name, part in parts.items())
+        if self._overlong is not None:
+            parts["overlong"] = self._overlong.part(len(rollout.token_ids))
+            total += self._overlong.weight * parts["overlong"]
         return Score(total=total, parts=parts, outcome=outcome)
 
-    def _check_error_rate(self, errors: list[str], responses: int) -> None:
-        if len(errors) > self._max_error_rate * responses:
+    def _check_error_rate(self, errors: list[str], before: int, responses: int) -> None:
+        if errors and before + len(errors) > self._max_error_rate * responses:
             raise RewardError(
-                f"{len(errors)} of {responses} responses could not be graded, more than "
+                f"{before + len(errors)} of {responses} responses could not be graded, more than "
                 f"rewards.max_error_rate={self._max_error_rate:g} allows; for example {errors[0]}. Look at that row; "
                 "raise rewards.timeout_seconds if the machine is slow"
             )

@@ -151,6 +151,8 @@ def _group(value: dict[str, Any]) -> RolloutGroup:
         prompt=Prompt(**{**prompt, **ids, "images": images}),
         rollouts=tuple(rollout(entry) for entry in value["rollouts"]),
         scores=tuple(Score(**score) for score in value["scores"]),
+        round=value.get("round", 0),  # absent from recordings without refills
+        dropped=value.get("dropped", ""),
     )
 
 

@@ -14,8 +14,8 @@ class ReplayRollouts:
     """The rollouts of another run, step by step, from its ``rollouts/`` directory.
 
     Live sampling cannot be compared across layouts (a difference of 1e-7 flips a token); the same recorded tokens can.
-    The recorded prompts are used, and the scores are left out: they are graded again. Raises ValueError for a
-    directory without rollouts.
+    The recorded prompts are used. The scores, and what was dropped for them, are left out: all is judged again. Raises
+    ValueError for a directory without rollouts.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -24,11 +24,12 @@ class ReplayRollouts:
         if not self._steps:
             raise ValueError(f"rollout.replay={directory}: no step_*.jsonl there; give a run's rollouts/ directory")
 
-    def rollouts(self, step: int, prompts: Sequence[Prompt]) -> list[RolloutGroup]:
-        """The recorded groups of ``step``; ValueError when that step was not recorded."""
+    def rollouts(self, step: int, prompts: Sequence[Prompt], number: int = 0) -> list[RolloutGroup]:
+        """The recorded groups of round ``number`` of ``step``; ValueError when that step was not recorded."""
         if step not in self._steps:
             raise ValueError(
                 f"rollout.replay={self._directory}: step {step} is not recorded (there are {self._steps[0]} to "
                 f"{self._steps[-1]}); lower run.steps"
             )
-        return [replace(group, scores=()) for group in read_step(self._directory, step)]
+        groups = read_step(self._directory, step)
+        return [replace(group, scores=(), dropped="") for group in groups if group.round == number]

@@ -94,8 +94,8 @@ def config(root: Path, tiny_policy: Path, digits_task: Path) -> Path:
         "model": {"path": str(tiny_policy)},
         "data": {name: str(digits_task / f"{name}.jsonl") for name in ("train", "validation", "test")},
         "sampling": {"group_size": 4, "max_tokens": 16, "temperature": 1.5},
-        "rollout": {"prompts_per_step": 4, "kv_cache_gib": 0.25},
-        "objective": {"name": "apo", "kl": {"coefficient": 0.01}},
+        "rollout": {"prompts_per_step": 4, "kv_cache_gib": 0.25, "refill_rounds": 2},
+        "objective": {"name": "apo", "kl": {"coefficient": 0.01}, "drop_zero_variance": True},
         "optimizer": {"learning_rate": 1e-3},
         "logging": {"progress": True, "wandb": "disabled"},
     }
@@ -153,12 +153,31 @@ def test_a_run_leaves_what_scripts_rely_on(trained: Path, root: Path) -> None:
     assert any(step["optimizer/gradient_norm"] > 0.1 for step in steps)
     for number in range(1, STEPS + 1):
         groups = read_step(trained / "rollouts", number)
-        assert [len(group.rollouts) for group in groups] == [4] * 4
+        assert [len(group.rollouts) for group in groups] == [4] * len(groups)
+        assert [group.round for group in groups[:5]] == [0] * 4 + [1] * (len(groups) > 4)
         assert {rollout.weight_version for group in groups for rollout in group.rollouts} == {number - 1}
     assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["step_000002", "step_000004"]
     evaluations = json.loads((trained / "evaluations.json").read_text())
     assert [evaluations[label]["rows"] for label in ("before", "after")] == [16, 16]
     assert list((trained / "tensorboard").glob("events.*"))
+
+
+def test_groups_without_contrast_are_replaced(trained: Path) -> None:
+    """Where the run stopped to draw, it had four groups with contrast or had drawn as often as it may."""
+    refilled = 0
+    for step in steps_of(trained):
+        groups = read_step(trained / "rollouts", int(step["step"]))
+        varied = [len({score.total for score in group.scores}) > 1 for group in groups]
+        kept = [place for place, group in enumerate(groups) if not group.dropped]
+        first_four = [place for place, has in enumerate(varied) if has][:4]
+        assert kept == first_four if first_four else len(kept) == 4
+        assert {group.dropped for group, has in zip(groups, varied, strict=True) if not has} <= {"no_contrast", ""}
+        assert sum(varied) >= 4 or step["rollout/rounds"] == 3
+        assert len({group.prompt.id for group in groups}) == len(groups) == step["rollout/groups_drawn"]
+        assert step["rollout/groups_dropped"] == len(groups) - len(kept)
+        assert step["apo/zero_variance_groups"] == pytest.approx(1 - sum(varied) / len(groups))
+        refilled += step["rollout/rounds"] > 1
+    assert refilled, "every group of every step had contrast: nothing was tested"
 
 
 def test_engine_and_trainer_stay_together(trained: Path) -> None:
@@ -230,6 +249,15 @@ def test_a_resumed_run_is_the_whole_run_bit_for_bit(trained: Path, resumed: Path
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     assert (resumed / "evaluations.json").read_text() == (trained / "evaluations.json").read_text()
+
+
+def test_a_replay_drops_and_trains_on_the_same_groups(trained: Path, config: Path, root: Path) -> None:
+    words = [f"--run.directory={root}/again", f"--rollout.replay={trained}/rollouts", "--data.test="]
+    command("train", "--config", str(config), *words)
+    for step in range(1, STEPS + 1):
+        assert read_step(root / "again" / "rollouts", step) == read_step(trained / "rollouts", step)
+    expected, found = (load_file(run / "export" / "model.safetensors") for run in (trained, root / "again"))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_a_resumed_run_may_be_longer() -> None:

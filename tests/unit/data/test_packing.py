@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_apo.data.packing import build_microbatch, plan_microbatches
+from megatron_apo.data.packing import build_microbatch
 from megatron_apo.records import Microbatch, PromptImage, TrainingSample
 
 IMAGE, VIDEO = 99, 98  # their tokens
@@ -141,46 +141,6 @@ def test_a_rank_without_samples_gets_padding_alone(align: int, tokens: int) -> N
     assert not batch.response_mask_T.any() and not batch.policy_weights_T.any()
     assert batch.position_ids_3T.tolist() == [list(range(tokens))] * 3
     assert batch.pixel_values_LC is None and batch.image_positions_K is None
-
-
-def test_plan_balances_ranks_and_keeps_the_budget() -> None:
-    # longest first: 9 -> rank 0, 7 -> rank 1, 6 -> rank 1 (7 < 9), 5 -> rank 0 (9 < 13), 4 -> rank 1 (13 < 14)
-    plan = plan_microbatches([7, 9, 4, 6, 5], tokens_per_microbatch=10, data_parallel=2)
-    assert plan == [[[1], [4]], [[2, 3], [0]]]
-
-
-def test_plan_by_cost_long_samples_and_idle_ranks() -> None:
-    assert plan_microbatches([3, 3, 3], tokens_per_microbatch=100, data_parallel=2, costs=[1, 5, 3]) == [
-        [[1]],
-        [[0, 2]],
-    ]
-    # a sample above the budget is alone; the other rank has nothing for the second slot
-    assert plan_microbatches([50, 2, 2], tokens_per_microbatch=10, data_parallel=1) == [[[0], [1, 2]]]
-    assert plan_microbatches([4], tokens_per_microbatch=10, data_parallel=3) == [[[0]], [[]], [[]]]
-    assert plan_microbatches([], tokens_per_microbatch=10, data_parallel=2) == [[[]], [[]]]
-    with pytest.raises(ValueError, match="tokens_per_microbatch=0"):
-        plan_microbatches([1], tokens_per_microbatch=0, data_parallel=1)
-
-
-def test_plan_in_groups_of_microbatches() -> None:
-    plan = plan_microbatches([9, 9, 9], tokens_per_microbatch=10, data_parallel=1, microbatch_multiple=2)
-    assert [len(batch) for batch in plan[0]] == [1, 1, 1, 0]
-    plan = plan_microbatches([4, 4], tokens_per_microbatch=10, data_parallel=1, microbatch_multiple=2)
-    assert sorted(len(batch) for batch in plan[0]) == [1, 1]
-
-
-@pytest.mark.parametrize("data_parallel", [1, 2, 3, 4])
-def test_plan_is_a_partition(data_parallel: int) -> None:
-    generator = torch.Generator().manual_seed(data_parallel)
-    lengths = torch.randint(1, 120, (97,), generator=generator).tolist()
-    plan = plan_microbatches(lengths, tokens_per_microbatch=100, data_parallel=data_parallel)
-    assert sorted(index for rank in plan for batch in rank for index in batch) == list(range(97))
-    assert len({len(rank) for rank in plan}) == 1
-    for batch in (batch for rank in plan for batch in rank):
-        assert len(batch) <= 1 or sum(lengths[index] for index in batch) <= 100
-    loads = [sum(lengths[index] for batch in rank for index in batch) for rank in plan]
-    assert max(loads) - min(loads) <= max(lengths)
-    assert plan == plan_microbatches(lengths, tokens_per_microbatch=100, data_parallel=data_parallel)
 
 
 def test_packing_is_quick() -> None:

@@ -195,3 +195,14 @@ def test_stream_visits_every_prompt_once_an_epoch_from_the_step_alone() -> None:
     assert PromptStream(2, 5, seed=0, shuffle=False).indices(0) == [0, 1, 0, 1, 0]
     with pytest.raises(ValueError, match="prompts_count=0"):
         PromptStream(0, 1, seed=0)
+
+
+def test_refills_draw_from_what_a_step_does_not_take() -> None:
+    stream = PromptStream(7, 3, seed=3)
+    for step in range(5):
+        assert sorted({*stream.indices(step), *stream.spare(step)}) == list(range(7))
+        assert not set(stream.indices(step)) & set(stream.spare(step))
+        assert stream.spare(step) == PromptStream(7, 3, seed=3).spare(step)
+    assert len({tuple(PromptStream(9, 1, seed=3).spare(step)) for step in range(5)}) == 5
+    assert PromptStream(5, 2, seed=0, shuffle=False).spare(1) == [4, 0, 1]
+    assert PromptStream(2, 5, seed=0).spare(0) == []

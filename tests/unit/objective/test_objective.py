@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_apo.config import AdvantageConfig, DadsConfig, KlConfig, MismatchConfig, ObjectiveConfig, StcrConfig
+from megatron_apo.config import (
+    AdvantageConfig,
+    DadsConfig,
+    KlConfig,
+    MismatchConfig,
+    ObjectiveConfig,
+    OverlongConfig,
+    StcrConfig,
+)
 from megatron_apo.objective.objective import (
     TokenObjective,
     kl_coefficient,
@@ -33,7 +41,7 @@ APO = ObjectiveConfig(
 
 def preset(name: str) -> ObjectiveConfig:
     sections: dict[str, Any] = {"advantage": AdvantageConfig, "stcr": StcrConfig, "dads": DadsConfig, "kl": KlConfig}
-    sections["mismatch"] = MismatchConfig
+    sections |= {"mismatch": MismatchConfig, "overlong": OverlongConfig}
     values = {key: sections[key](**value) if key in sections else value for key, value in PRESETS[name].items()}
     return ObjectiveConfig(name=name, **values)
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import sqrt
+from math import e, exp, sqrt
 
 import pytest
 
-from megatron_apo.config import AdvantageConfig, DadsConfig, KlConfig, ObjectiveConfig, StcrConfig
-from megatron_apo.objective.samples import scoring_samples, shape_step
+from megatron_apo.config import AdvantageConfig, DadsConfig, KlConfig, ObjectiveConfig, OverlongConfig, StcrConfig
+from megatron_apo.objective.samples import have_contrast, scoring_samples, shape_step
 from megatron_apo.records import FinishReason, Outcome, Prompt, PromptImage, Rollout, RolloutGroup, Score
 
 PLAIN = ObjectiveConfig(name="grpo", stcr=StcrConfig(enabled=False), dads=DadsConfig(enabled=False))
+MASKED = replace(PLAIN, overlong=OverlongConfig(policy="mask"))
 Response = tuple[int, float, FinishReason, Outcome]  # tokens, reward, finish reason, outcome
 
 
@@ -97,11 +98,27 @@ def test_truncated_responses_are_masked_on_request() -> None:
     """Left out of the batch and its weights, but not of their group: the advantages stay."""
     groups = [group("a", RIGHT, CUT, WRONG)]
     kept = shape_step(groups, PLAIN)
-    masked = shape_step(groups, replace(PLAIN, mask_truncated=True))
+    masked = shape_step(groups, MASKED)
     assert [len(sample.response_ids) for sample in kept.samples] == [2, 6, 4]
     assert [len(sample.response_ids) for sample in masked.samples] == [2, 4]
     assert masked.samples[0].advantage == kept.samples[0].advantage
     assert [sample.policy_weight for sample in masked.samples] == pytest.approx([1 / 6, 1 / 6])
+
+
+def test_a_masked_response_still_counts_in_its_group() -> None:
+    """Right answers of 2 and, cut, 6 tokens: mean 4, so 8 wrong ones have an excess of 4; 2 of 4 are wrong."""
+    cut_but_right: Response = (6, 1.0, "length", "correct")
+    groups = [group("a", RIGHT, cut_but_right, (8, 0.0, "stop", "wrong"), WRONG)]
+    settings = replace(MASKED, stcr=StcrConfig(enabled=True, base=2.0), dads=DadsConfig(enabled=True))
+    step = shape_step(groups, replace(settings, kl=KlConfig(coefficient=0.1)))
+    assert [len(sample.response_ids) for sample in step.samples] == [2, 8, 4]
+    deviation = sqrt(1 / 3)
+    assert step.samples[0].advantage == pytest.approx(0.5 / deviation)
+    assert step.samples[1].advantage == pytest.approx(-0.5 / deviation * (2 - 2**-4))
+    assert step.samples[0].kl_weight == pytest.approx(1 - exp(-e * 0.5))
+    assert have_contrast(groups, settings) == [True]
+    only_cut = [group("a", CUT, cut_but_right)]
+    assert have_contrast(only_cut, settings) == [False] and have_contrast(only_cut, PLAIN) == [True]
 
 
 def test_aborted_and_unjudged_leave_their_group() -> None:
@@ -135,7 +152,7 @@ def test_too_many_updates_are_refused() -> None:
 
 def test_nothing_left_is_refused() -> None:
     with pytest.raises(ValueError, match="no response of this update can be trained on"):
-        shape_step([group("a", CUT, ABORTED)], replace(PLAIN, mask_truncated=True))
+        shape_step([group("a", CUT, ABORTED)], MASKED)
 
 
 def test_a_penalty_is_part_of_the_reward() -> None:
