@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from megatron_apo.planning.sizes import ModelSize
 from megatron_apo.planning.state import BYTES
+from model_providers.qwen_vl.shape import VISION_FFN_MULTIPLE, padded_width
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def vision_tower(
         queries=width / tensor,
         keys=width / tensor,
         head_size=width // model.v_heads,
-        ffn=model.v_ffn / tensor,
+        ffn=padded_width(model.v_ffn, VISION_FFN_MULTIPLE) / tensor,
         gated=model.v_gated,
         e=e,
         split=tensor if sequence else 1,

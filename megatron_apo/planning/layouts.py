@@ -15,6 +15,7 @@ from megatron_apo.planning import activations
 from megatron_apo.planning.activations import Budget
 from megatron_apo.planning.sizes import ModelSize
 from megatron_apo.planning.state import BYTES, parameter_count, stage_parameters, state_bytes
+from model_providers.qwen_vl.shape import VISION_FFN_MULTIPLE, padded_width
 
 GIB = 2**30
 RECOMPUTE = ("none", "selective", "full")
@@ -107,6 +108,7 @@ def _check(request: Request, parallel: ParallelConfig) -> int:
             "qkv rows": (model.heads + 2 * model.kv_heads) * model.head_size,
             "vision heads": model.v_heads,
             "vision merger": model.merged,
+            "vision ffn": padded_width(model.v_ffn, VISION_FFN_MULTIPLE),
         },
     )
 

@@ -21,7 +21,7 @@ from megatron_apo.platform.torchvision_cpu import register_missing_operators
 from model_providers.qwen_vl.loading import load_hf_checkpoint
 from model_providers.qwen_vl.megatron_config import BuildSettings
 from model_providers.qwen_vl.model import QwenVLModel
-from model_providers.qwen_vl.shape import QwenVLShape, read_shape
+from model_providers.qwen_vl.shape import VISION_FFN_MULTIPLE, QwenVLShape, padded_width, read_shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -57,7 +57,9 @@ def build_settings(config: Config) -> BuildSettings:
     )
 
 
-def check_shape_layout(parallel: ParallelConfig, shape: QwenVLShape, world_size: int) -> None:
+def check_shape_layout(
+    parallel: ParallelConfig, shape: QwenVLShape, world_size: int, *, vision_ffn_multiple: int = VISION_FFN_MULTIPLE
+) -> None:
     """ValueError naming everything wrong with the layout for this model and so many processes."""
     vision = shape.vision
     check_layout(
@@ -71,6 +73,9 @@ def check_shape_layout(parallel: ParallelConfig, shape: QwenVLShape, world_size:
             "qkv rows": (shape.heads + 2 * shape.kv_heads) * shape.head_size,
             "vision heads": vision.heads,
             "vision merger": vision.hidden * vision.spatial_merge_size**2,
+            f"vision ffn padded by model.vision_ffn_multiple={vision_ffn_multiple} to": padded_width(
+                vision.ffn, vision_ffn_multiple
+            ),
         },
     )
 
@@ -79,7 +84,9 @@ def check_model_layout(config: Config) -> None:
     """ValueError naming everything wrong with the layout for this model and this many processes; starts nothing."""
     register_missing_operators()  # before transformers is first imported
     shape = read_shape(config.model.path)
-    check_shape_layout(config.parallel, shape, launched_processes())
+    check_shape_layout(
+        config.parallel, shape, launched_processes(), vision_ffn_multiple=config.model.vision_ffn_multiple
+    )
 
 
 def empty_chunks(shape: QwenVLShape, settings: BuildSettings, groups: Groups) -> list[QwenVLModel]:
@@ -184,7 +191,9 @@ def build_training_state(config: Config, groups: Groups, *, updates: int, refere
     Raises ValueError for an impossible layout or a directory that is not a whole checkpoint of either family.
     """
     shape, settings = read_shape(config.model.path), build_settings(config)
-    check_shape_layout(config.parallel, shape, groups.world_size)
+    check_shape_layout(
+        config.parallel, shape, groups.world_size, vision_ffn_multiple=config.model.vision_ffn_multiple
+    )
     sharded = config.parallel.distributed_optimizer
     model = []
     for chunk in build_chunks(shape, settings, groups, config.model.path):

@@ -14,7 +14,6 @@ and gathers the projection's output instead of holding a key-value head twice.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Literal
 
 import torch
 
-from model_providers.qwen_vl.shape import QwenVLShape
+from model_providers.qwen_vl.shape import VISION_FFN_MULTIPLE, QwenVLShape, padded_width
 
 Layout = Literal["plain", "qkv", "fused_qkv", "gate_up", "flatten"]
 
@@ -41,7 +40,7 @@ class WeightRow:
     cut: int | None = None
     groups: int = 1  # attention: key-value groups ("qkv") or heads ("fused_qkv")
     vocabulary: bool = False  # rows are padded to a multiple of the tensor ranks
-    padded_to: int | None = None  # likewise the cut dimension, of the tensor ranks and of this
+    padded_to: int | None = None  # the cut dimension of each part is padded to a multiple of this
     exported: bool = True  # False: a second copy of a tied weight
 
 
@@ -163,7 +162,7 @@ def _merger_rows(shape: QwenVLShape) -> list[WeightRow]:
 
 
 def weight_map(
-    shape: QwenVLShape, *, transformer_engine: bool = False, vision_ffn_multiple: int = 1
+    shape: QwenVLShape, *, transformer_engine: bool = False, vision_ffn_multiple: int = VISION_FFN_MULTIPLE
 ) -> list[WeightRow]:
     """All rows of a model, in the order in which they are exported.
 
@@ -221,7 +220,8 @@ def _padded(row: WeightRow, tensor: torch.Tensor, tensor_size: int) -> torch.Ten
     """``tensor`` with zeros at the end of its cut dimension, as far as ``row`` asks for them."""
     if row.cut is None or not (row.vocabulary or row.padded_to):
         return tensor
-    missing = -tensor.shape[row.cut] % math.lcm(tensor_size, row.padded_to or 1)
+    width = tensor.shape[row.cut]
+    missing = padded_width(width, tensor_size if row.vocabulary else row.padded_to or 1) - width
     after = [0, 0] * (tensor.ndim - 1 - row.cut) + [0, missing]  # from the last dimension to the cut one
     return torch.nn.functional.pad(tensor, after) if missing else tensor
 
