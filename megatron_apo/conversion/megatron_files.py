@@ -6,6 +6,7 @@ The directory holds Megatron's own files and ``huggingface/`` (config, tokenizer
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from megatron_apo.training.stored_form import check_vision_ffn
+from model_providers.qwen_vl.weight_map import STORED_NORMS
 
 HUGGINGFACE = "huggingface"
 _OF_OPTIMIZER = "optimizer."
@@ -70,6 +74,12 @@ def weights_dtype(directory: Path) -> torch.dtype:
     return dtypes[first]
 
 
+def stored_vision_ffn(directory: Path) -> int | None:
+    """How wide the vision FFN is stored, with its padding; None where there is none."""
+    entry = weight_tensors(read_metadata(directory)).get("vision_model.layers.0.mlp.linear_fc2.weight")
+    return None if entry is None else int(entry.size[1])
+
+
 def huggingface_files(directory: Path, given: str | None) -> Path:
     """Where the config and tokenizer of a Megatron checkpoint are."""
     place = Path(given) if given else directory / HUGGINGFACE
@@ -78,6 +88,15 @@ def huggingface_files(directory: Path, given: str | None) -> Path:
             f"{place}: no config.json there; name the directory of the model's Hugging Face files with --hf-files"
         )
     return place
+
+
+def check_names(directory: Path, names: Iterable[str]) -> None:
+    """ValueError where norms have the names that the local layer spec once stored them under."""
+    if any(f".{norm}" in name for name in names for norm in STORED_NORMS):
+        raise ValueError(
+            f"{directory}: an earlier version wrote it, with other names of the layers' norms; convert it again from "
+            "its Hugging Face source, or read it with that version"
+        )
 
 
 def sharded_state(model: Any) -> dict[str, Any]:
@@ -90,7 +109,9 @@ def load_weights(model: Any, directory: Path) -> None:
 
     ValueError when it is not whole, or is not this model's.
     """
-    read_metadata(directory)
+    sizes = {name: tuple(entry.size) for name, entry in weight_tensors(read_metadata(directory)).items()}
+    check_names(directory, sizes)
+    check_vision_ffn(directory, sizes, model.shape, model.settings)
     try:
         loaded = dist_checkpointing.load(sharded_state(model), str(directory))
     except (CheckpointingException, CheckpointException, KeyError) as error:

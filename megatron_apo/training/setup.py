@@ -28,7 +28,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass
 class TrainingState:
-    """Everything of a trainer that lives on this rank. ``reference`` is None when no KL is asked for.
+    """Everything of a trainer that lives on this rank. ``reference`` is None when no KL is asked for; ``frozen`` says
+    which parts of the model are.
 
     ``model`` and ``reference`` hold the chunks of this pipeline stage, one unless the pipeline is interleaved.
     """
@@ -39,6 +40,7 @@ class TrainingState:
     optimizer: Any
     scheduler: OptimizerParamScheduler
     reference: list[Any] | None
+    frozen: dict[str, bool]
 
 
 def build_settings(config: Config) -> BuildSettings:
@@ -123,9 +125,14 @@ def for_scoring(chunks: list[QwenVLModel], settings: BuildSettings) -> list[Any]
     return [_wrap(chunk, settings).eval().requires_grad_(False) for chunk in chunks]
 
 
+def frozen_parts(config: ModelConfig) -> dict[str, bool]:
+    """Which parts of the model take no gradient."""
+    return {"vision": config.freeze_vision, "merger": config.freeze_merger, "language": config.freeze_language}
+
+
 def freeze(model: QwenVLModel, config: ModelConfig) -> None:
     """Takes the gradient from the parts that ``config`` freezes: they get no gradient buffer and no optimizer state."""
-    frozen = {"vision": config.freeze_vision, "merger": config.freeze_merger, "language": config.freeze_language}
+    frozen = frozen_parts(config)
     for name, parameter in model.named_parameters():
         if name.startswith("language_model."):
             part = "language"
@@ -191,9 +198,7 @@ def build_training_state(config: Config, groups: Groups, *, updates: int, refere
     Raises ValueError for an impossible layout or a directory that is not a whole checkpoint of either family.
     """
     shape, settings = read_shape(config.model.path), build_settings(config)
-    check_shape_layout(
-        config.parallel, shape, groups.world_size, vision_ffn_multiple=config.model.vision_ffn_multiple
-    )
+    check_shape_layout(config.parallel, shape, groups.world_size, vision_ffn_multiple=config.model.vision_ffn_multiple)
     sharded = config.parallel.distributed_optimizer
     model = []
     for chunk in build_chunks(shape, settings, groups, config.model.path):
@@ -205,7 +210,8 @@ def build_training_state(config: Config, groups: Groups, *, updates: int, refere
     initial = None
     if reference:
         initial = for_scoring(build_chunks(shape, settings, groups, config.model.path), settings)
-    return TrainingState(shape, settings, model, optimizer, _scheduler(optimizer, config.optimizer, updates), initial)
+    scheduler = _scheduler(optimizer, config.optimizer, updates)
+    return TrainingState(shape, settings, model, optimizer, scheduler, initial, frozen_parts(config.model))
 
 
 def describe_optimizer(optimizer: Any) -> str:

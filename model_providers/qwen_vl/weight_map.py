@@ -93,11 +93,17 @@ def _language_rows(shape: QwenVLShape, layer: int, transformer_engine: bool) -> 
     ]
 
 
+# Names of the layers' norms in Megatron's checkpoints: Transformer Engine's, in which either spec reads the other's.
+STORED_NORMS = {
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
+
+
 def _norm_names(transformer_engine: bool) -> tuple[str, str]:
     """What comes before "weight" and "bias": Transformer Engine fuses each norm into the linear layer after it."""
-    if transformer_engine:
-        return "self_attention.linear_qkv.layer_norm_", "mlp.linear_fc1.layer_norm_"
-    return "input_layernorm.", "pre_mlp_layernorm."
+    attention, mlp = STORED_NORMS.values() if transformer_engine else STORED_NORMS
+    return attention, mlp
 
 
 def _vision_norm_rows(shape: QwenVLShape, megatron: str, hf: str) -> list[WeightRow]:
@@ -198,6 +204,22 @@ def weight_map(
         )
     )
     return rows
+
+
+def stored_rows(shape: QwenVLShape, *, vision_ffn_multiple: int = VISION_FFN_MULTIPLE) -> dict[str, WeightRow]:
+    """The rows by their names in Megatron's checkpoints, whichever layer spec wrote them (see ``STORED_NORMS``).
+
+    There, all of the language model's layers are one tensor, whose name has no number.
+    """
+    return {
+        row.megatron: row for row in weight_map(shape, transformer_engine=True, vision_ffn_multiple=vision_ffn_multiple)
+    }
+
+
+def padded_cut(row: WeightRow) -> int:
+    """The size of the cut dimension of each part of ``row`` with its padding."""
+    assert row.cut is not None and row.padded_to is not None, row.megatron
+    return padded_width(row.shapes[0][row.cut], row.padded_to)
 
 
 def hf_names(shape: QwenVLShape) -> list[str]:
