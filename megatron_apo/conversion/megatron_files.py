@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -104,19 +105,40 @@ def sharded_state(model: Any) -> dict[str, Any]:
     return {"model0": model.sharded_state_dict(metadata={"distrib_optim_sharding_type": "fully_reshardable"})}
 
 
+def drop_absent_extra_states(wanted: dict[str, Any], metadata: Metadata) -> dict[str, None]:
+    """Takes out of ``wanted`` the extra states that the checkpoint has none of; what to give the model in their place.
+
+    Transformer Engine's modules keep there what quantisation needs. The local spec stores empty ones for its linear
+    layers, but none for its norms.
+    """
+    absent = [
+        name
+        for name, entry in wanted.items()
+        if isinstance(entry, ShardedObject)
+        and name.endswith("._extra_state")
+        and entry.unique_key not in metadata.state_dict_metadata
+    ]
+    for name in absent:
+        del wanted[name]
+    return dict.fromkeys(absent)
+
+
 def load_weights(model: Any, directory: Path) -> None:
     """Fills the stage from the checkpoint, whatever layout wrote it. Collective.
 
     ValueError when it is not whole, or is not this model's.
     """
-    sizes = {name: tuple(entry.size) for name, entry in weight_tensors(read_metadata(directory)).items()}
+    metadata = read_metadata(directory)
+    sizes = {name: tuple(entry.size) for name, entry in weight_tensors(metadata).items()}
     check_names(directory, sizes)
     check_vision_ffn(directory, sizes, model.shape, model.settings)
+    wanted = sharded_state(model)
+    absent = drop_absent_extra_states(wanted["model0"], metadata)
     try:
-        loaded = dist_checkpointing.load(sharded_state(model), str(directory))
+        loaded = dist_checkpointing.load(wanted, str(directory))
     except (CheckpointingException, CheckpointException, KeyError) as error:
         raise ValueError(
             f"{directory}: does not hold the model that its config.json describes ({error}); give the config it was "
             "saved with"
         ) from error
-    model.load_state_dict(loaded["model0"])
+    model.load_state_dict({**loaded["model0"], **absent})

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
-from megatron_apo.conversion.megatron_files import read_metadata, weight_tensors
+from megatron_apo.conversion.megatron_files import drop_absent_extra_states, read_metadata, weight_tensors
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.parallel.status import phase
 from megatron_apo.training.forward_step import unwrap
@@ -169,12 +169,16 @@ def load_checkpoint(state: TrainingState, groups: Groups, directory: Path) -> Lo
     with phase(groups, "check checkpoint"):
         saved = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
         check_saved_with(path, saved.pop(_SAVED_WITH, None), state)
-        sizes = {name: tuple(entry.size) for name, entry in weight_tensors(read_metadata(path)).items()}
+        metadata = read_metadata(path)
+        sizes = {name: tuple(entry.size) for name, entry in weight_tensors(metadata).items()}
         check_vision_ffn(path, sizes, state.shape, state.settings)
     _prepare_adam_state(state.optimizer)
-    loaded = dist_checkpointing.load(_sharded_state(state, is_loading=True), str(path))
-    for number, chunk in enumerate(state.model):
-        unwrap(chunk).load_state_dict(loaded[_chunk_key(number)])
+    wanted = _sharded_state(state, is_loading=True)
+    keys = [_chunk_key(number) for number in range(len(state.model))]
+    absent = {key: drop_absent_extra_states(wanted[key], metadata) for key in keys}
+    loaded = dist_checkpointing.load(wanted, str(path))
+    for key, chunk in zip(keys, state.model, strict=True):
+        unwrap(chunk).load_state_dict({**loaded[key], **absent[key]})
     _hand_over_step_counters(state.optimizer)
     if _inner_optimizers(state.optimizer):
         state.optimizer.load_state_dict(loaded["optimizer"])

@@ -214,7 +214,7 @@ _MODULES: dict[str, dict[str, Any]] = {
         "Linear": Linear,
         "RMSNorm": RMSNorm,
     },
-    "transformer_engine.pytorch.ops": {"Sequential": _NotDoubled},
+    "transformer_engine.pytorch.ops": {"FusibleOperation": _NotDoubled, "Sequential": _NotDoubled},
     "transformer_engine.pytorch.distributed": {
         "CudaRNGStatesTracker": type("CudaRNGStatesTracker", (_NotDoubled,), {})
     },
