@@ -18,15 +18,16 @@ class MultimodalAngles(torch.nn.Module):
     positions above 2048 run together. And it cuts the angles over context ranks, though the positions are cut already.
     """
 
-    def __init__(self, head_size: int, base: float, device: torch.device | None = None) -> None:
+    def __init__(self, head_size: int, base: float) -> None:
         super().__init__()
-        exponent = torch.arange(0, head_size, 2, dtype=torch.float32, device=device) / head_size
-        self.inv_freq = 1.0 / base**exponent  # no buffer: it stays float32 whatever the model is cast to
+        # On the CPU even where the model is built on the meta device; no buffer: it stays float32 in a bfloat16 model.
+        exponent = torch.arange(0, head_size, 2, dtype=torch.float32, device="cpu") / head_size
+        self.inv_freq = 1.0 / base**exponent
 
     def forward(self, position_ids: torch.Tensor, mrope_section: Sequence[int], cp_group: Any = None) -> torch.Tensor:
         """int64 [3, 1, T] -> float32 [T, 1, 1, D]: each section of the frequencies turns by its own axis's position."""
-        inverse = self.inv_freq.to(position_ids.device)
-        angles = position_ids[..., None].float() * inverse  # exact products, rounded once
+        self.inv_freq = self.inv_freq.to(position_ids.device)
+        angles = position_ids[..., None].float() * self.inv_freq
         axes = [part[axis] for axis, part in enumerate(angles.split(list(mrope_section), dim=-1))]
         half = torch.cat(axes, dim=-1)
         return torch.cat((half, half), dim=-1).transpose(0, 1)[:, :, None].contiguous()

@@ -18,6 +18,7 @@ from megatron_apo.training.setup import TrainingState
 from megatron_apo.weight_sync.export import Select, export_tensors, main_gradients
 from model_providers.qwen_vl.loading import global_parameters, model_rows
 from model_providers.qwen_vl.slices import rank_slices
+from tests.distributed.planned import optimizer_bytes
 from tests.unit.model_providers.reference import pack
 from tests.unit.training.jobs import PATCH_VALUES, job_config, make_trainer, samples_of
 
@@ -39,20 +40,15 @@ def _save(directory: Path, name: str, state: TrainingState, groups: Groups, *, g
         save_file(tensors, directory / f"{name}.safetensors")
 
 
-def _optimizer_tensors(optimizer: Any) -> list[torch.Tensor]:
-    links = getattr(optimizer, "chained_optimizers", [optimizer])
-    inner = [link.optimizer for link in links if link.optimizer is not None]
-    return [value for one in inner for state in one.state.values() for value in state.values() if value.ndim]
-
-
-def _sizes(state: TrainingState) -> dict[str, int]:
-    """How many numbers this rank's optimizer state, gradient buffers, trained and all parameters hold."""
-    parameters = [parameter for chunk in state.model for parameter in chunk.parameters()]
+def _sizes(state: TrainingState, groups: Groups) -> dict[str, Any]:
+    """Bytes that this rank holds of optimizer and gradient buffers, and how many numbers each trained tensor has."""
+    parameters = [pair for chunk in state.model for pair in chunk.named_parameters()]
     return {
-        "optimizer": sum(tensor.numel() for tensor in _optimizer_tensors(state.optimizer)),
-        "buffers": sum(buffer.grad_data.numel() for chunk in state.model for buffer in chunk.buffers),
-        "trained": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        "all": sum(parameter.numel() for parameter in parameters),
+        **optimizer_bytes(state),
+        "buffers": sum(buffer.grad_data.nbytes for chunk in state.model for buffer in chunk.buffers),
+        "trained": [(name, parameter.numel()) for name, parameter in parameters if parameter.requires_grad],
+        "all": sum(parameter.numel() for _, parameter in parameters),
+        "data_rank": groups.data_rank,
     }
 
 
@@ -72,7 +68,7 @@ def update(directory: Path, *, checkpoint: str, overrides: list[str], plan: Plan
         state.optimizer.step = watched_step
         metrics = trainer.step(_work(groups, plan))[0]
         _save(directory, "weights", state, groups)
-        (directory / f"sizes_{groups.rank}.json").write_text(json.dumps(_sizes(state)))
+        (directory / f"sizes_{groups.rank}.json").write_text(json.dumps(_sizes(state, groups)))
         (directory / f"metrics_{groups.rank}.json").write_text(json.dumps(metrics))
     finally:
         shut_down()

@@ -56,6 +56,8 @@ def test_the_model_uses_them(tmp_path: Path, one_process: Groups) -> None:
     model = build_model(make_checkpoint(tmp_path, tied=True), one_process)
     assert isinstance(model.language_model.rotary_pos_emb, MultimodalAngles)
     assert model.bfloat16().language_model.rotary_pos_emb.inv_freq.dtype == torch.float32
+    with torch.device("meta"):
+        assert MultimodalAngles(128, 1e6)(POSITIONS.cpu(), SECTION).device.type == "cpu"
 
 
 @pytest.mark.parametrize("grid", [(1, 2, 400), (3, 300, 8)])
