@@ -33,7 +33,10 @@ def _run(checkpoint: Path, groups: Groups, **settings: Any) -> tuple[torch.Tenso
     gradients: Tensors = {}
     for name, parameter in global_parameters(model):
         assert parameter.grad is not None, name
-        gradients |= dict(to_hf(model_rows(model)[name], [parameter.grad]))
+        row = model_rows(model)[name]
+        marked = (getattr(parameter, "tensor_model_parallel", False), getattr(parameter, "partition_dim", -1))
+        assert marked == ((True, row.cut) if row.cut is not None else (False, -1)), (name, marked)
+        gradients |= dict(to_hf(row, [parameter.grad]))
     return logits.detach(), gradients
 
 
