@@ -48,7 +48,9 @@ class Layout:
 ONE_PROCESS = Layout()
 
 
-def job_config(files: Path, dtype: torch.dtype, layout: Layout | None) -> Config:
+def job_config(
+    files: Path, dtype: torch.dtype, layout: Layout | None, *, vision_ffn_multiple: int | None = None
+) -> Config:
     """Settings of this job; without a layout as many processes as there are, each for itself."""
     if dtype not in _NAMES:
         raise ValueError(f"{files}: weights of {dtype}; models are built in {' or '.join(_NAMES.values())}: cast it")
@@ -68,6 +70,7 @@ def job_config(files: Path, dtype: torch.dtype, layout: Layout | None) -> Config
             f"--model.dtype={_NAMES[dtype]}",
             f"--parallel.tensor={layout.tensor}",
             f"--parallel.pipeline={layout.pipeline}",
+            *([f"--model.vision_ffn_multiple={vision_ffn_multiple}"] if vision_ffn_multiple else []),
         ],
     )
     check_model_layout(config)
@@ -196,7 +199,8 @@ def _write_shards(
 def open_model(directory: Path, hf_files: str | None, layout: Layout) -> tuple[Config, Path]:
     """Settings to build the Megatron checkpoint in ``directory`` with, and where its config.json is."""
     files = megatron_files.huggingface_files(directory, hf_files)
-    return job_config(files, megatron_files.weights_dtype(directory), layout), files
+    stored = megatron_files.stored_vision_ffn(directory)  # as a multiple it is the width that is built
+    return job_config(files, megatron_files.weights_dtype(directory), layout, vision_ffn_multiple=stored), files
 
 
 def load_model(config: Config, files: Path, directory: Path, groups: Groups) -> Any:

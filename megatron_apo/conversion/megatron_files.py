@@ -6,15 +6,20 @@ The directory holds Megatron's own files and ``huggingface/`` (config, tokenizer
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from megatron_apo.training.stored_form import check_vision_ffn
+from model_providers.qwen_vl.weight_map import STORED_NORMS
 
 HUGGINGFACE = "huggingface"
 _OF_OPTIMIZER = "optimizer."
@@ -70,6 +75,12 @@ def weights_dtype(directory: Path) -> torch.dtype:
     return dtypes[first]
 
 
+def stored_vision_ffn(directory: Path) -> int | None:
+    """How wide the vision FFN is stored, with its padding; None where there is none."""
+    entry = weight_tensors(read_metadata(directory)).get("vision_model.layers.0.mlp.linear_fc2.weight")
+    return None if entry is None else int(entry.size[1])
+
+
 def huggingface_files(directory: Path, given: str | None) -> Path:
     """Where the config and tokenizer of a Megatron checkpoint are."""
     place = Path(given) if given else directory / HUGGINGFACE
@@ -80,9 +91,36 @@ def huggingface_files(directory: Path, given: str | None) -> Path:
     return place
 
 
+def check_names(directory: Path, names: Iterable[str]) -> None:
+    """ValueError where norms have the names that the local layer spec once stored them under."""
+    if any(f".{norm}" in name for name in names for norm in STORED_NORMS):
+        raise ValueError(
+            f"{directory}: an earlier version wrote it, with other names of the layers' norms; convert it again from "
+            "its Hugging Face source, or read it with that version"
+        )
+
+
 def sharded_state(model: Any) -> dict[str, Any]:
     """What Megatron stores of the stage's weights, and where they belong in the whole model."""
     return {"model0": model.sharded_state_dict(metadata={"distrib_optim_sharding_type": "fully_reshardable"})}
+
+
+def drop_absent_extra_states(wanted: dict[str, Any], metadata: Metadata) -> dict[str, None]:
+    """Takes out of ``wanted`` the extra states that the checkpoint has none of; what to give the model in their place.
+
+    Transformer Engine's modules keep there what quantisation needs. The local spec stores empty ones for its linear
+    layers, but none for its norms.
+    """
+    absent = [
+        name
+        for name, entry in wanted.items()
+        if isinstance(entry, ShardedObject)
+        and name.endswith("._extra_state")
+        and entry.unique_key not in metadata.state_dict_metadata
+    ]
+    for name in absent:
+        del wanted[name]
+    return dict.fromkeys(absent)
 
 
 def load_weights(model: Any, directory: Path) -> None:
@@ -90,12 +128,17 @@ def load_weights(model: Any, directory: Path) -> None:
 
     ValueError when it is not whole, or is not this model's.
     """
-    read_metadata(directory)
+    metadata = read_metadata(directory)
+    sizes = {name: tuple(entry.size) for name, entry in weight_tensors(metadata).items()}
+    check_names(directory, sizes)
+    check_vision_ffn(directory, sizes, model.shape, model.settings)
+    wanted = sharded_state(model)
+    absent = drop_absent_extra_states(wanted["model0"], metadata)
     try:
-        loaded = dist_checkpointing.load(sharded_state(model), str(directory))
+        loaded = dist_checkpointing.load(wanted, str(directory))
     except (CheckpointingException, CheckpointException, KeyError) as error:
         raise ValueError(
             f"{directory}: does not hold the model that its config.json describes ({error}); give the config it was "
             "saved with"
         ) from error
-    model.load_state_dict(loaded["model0"])
+    model.load_state_dict({**loaded["model0"], **absent})

@@ -17,6 +17,7 @@ from megatron_apo.planning.activations import Budget
 from megatron_apo.planning.request import Request, check_request
 from megatron_apo.planning.sizes import ModelSize
 from megatron_apo.planning.state import BYTES, StateBytes, parameter_count, stage_parameters, state_bytes
+from model_providers.qwen_vl.shape import VISION_FFN_MULTIPLE, padded_width
 
 GIB = 2**30
 RECOMPUTE = ("none", "selective", "full")
@@ -64,6 +65,7 @@ def _check(request: Request, parallel: ParallelConfig) -> int:
             "qkv rows": (model.heads + 2 * model.kv_heads) * model.head_size,
             "vision heads": model.v_heads,
             "vision merger": model.merged,
+            "vision ffn": padded_width(model.v_ffn, VISION_FFN_MULTIPLE),
         },
     )
 

@@ -21,14 +21,15 @@ from megatron_apo.platform.torchvision_cpu import register_missing_operators
 from model_providers.qwen_vl.loading import load_hf_checkpoint
 from model_providers.qwen_vl.megatron_config import BuildSettings
 from model_providers.qwen_vl.model import QwenVLModel
-from model_providers.qwen_vl.shape import QwenVLShape, read_shape
+from model_providers.qwen_vl.shape import VISION_FFN_MULTIPLE, QwenVLShape, padded_width, read_shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass
 class TrainingState:
-    """Everything of a trainer that lives on this rank. ``reference`` is None when no KL is asked for.
+    """Everything of a trainer that lives on this rank. ``reference`` is None when no KL is asked for; ``frozen`` says
+    which parts of the model are.
 
     ``model`` and ``reference`` hold the chunks of this pipeline stage, one unless the pipeline is interleaved.
     """
@@ -39,6 +40,7 @@ class TrainingState:
     optimizer: Any
     scheduler: OptimizerParamScheduler
     reference: list[Any] | None
+    frozen: dict[str, bool]
 
 
 def build_settings(config: Config) -> BuildSettings:
@@ -57,7 +59,9 @@ def build_settings(config: Config) -> BuildSettings:
     )
 
 
-def check_shape_layout(parallel: ParallelConfig, shape: QwenVLShape, world_size: int) -> None:
+def check_shape_layout(
+    parallel: ParallelConfig, shape: QwenVLShape, world_size: int, *, vision_ffn_multiple: int = VISION_FFN_MULTIPLE
+) -> None:
     """ValueError naming everything wrong with the layout for this model and so many processes."""
     vision = shape.vision
     check_layout(
@@ -71,6 +75,9 @@ def check_shape_layout(parallel: ParallelConfig, shape: QwenVLShape, world_size:
             "qkv rows": (shape.heads + 2 * shape.kv_heads) * shape.head_size,
             "vision heads": vision.heads,
             "vision merger": vision.hidden * vision.spatial_merge_size**2,
+            f"vision ffn padded by model.vision_ffn_multiple={vision_ffn_multiple} to": padded_width(
+                vision.ffn, vision_ffn_multiple
+            ),
         },
     )
 
@@ -79,7 +86,9 @@ def check_model_layout(config: Config) -> None:
     """ValueError naming everything wrong with the layout for this model and this many processes; starts nothing."""
     register_missing_operators()  # before transformers is first imported
     shape = read_shape(config.model.path)
-    check_shape_layout(config.parallel, shape, launched_processes())
+    check_shape_layout(
+        config.parallel, shape, launched_processes(), vision_ffn_multiple=config.model.vision_ffn_multiple
+    )
 
 
 def empty_chunks(shape: QwenVLShape, settings: BuildSettings, groups: Groups) -> list[QwenVLModel]:
@@ -116,9 +125,14 @@ def for_scoring(chunks: list[QwenVLModel], settings: BuildSettings) -> list[Any]
     return [_wrap(chunk, settings).eval().requires_grad_(False) for chunk in chunks]
 
 
+def frozen_parts(config: ModelConfig) -> dict[str, bool]:
+    """Which parts of the model take no gradient."""
+    return {"vision": config.freeze_vision, "merger": config.freeze_merger, "language": config.freeze_language}
+
+
 def freeze(model: QwenVLModel, config: ModelConfig) -> None:
     """Takes the gradient from the parts that ``config`` freezes: they get no gradient buffer and no optimizer state."""
-    frozen = {"vision": config.freeze_vision, "merger": config.freeze_merger, "language": config.freeze_language}
+    frozen = frozen_parts(config)
     for name, parameter in model.named_parameters():
         if name.startswith("language_model."):
             part = "language"
@@ -184,7 +198,7 @@ def build_training_state(config: Config, groups: Groups, *, updates: int, refere
     Raises ValueError for an impossible layout or a directory that is not a whole checkpoint of either family.
     """
     shape, settings = read_shape(config.model.path), build_settings(config)
-    check_shape_layout(config.parallel, shape, groups.world_size)
+    check_shape_layout(config.parallel, shape, groups.world_size, vision_ffn_multiple=config.model.vision_ffn_multiple)
     sharded = config.parallel.distributed_optimizer
     model = []
     for chunk in build_chunks(shape, settings, groups, config.model.path):
@@ -196,7 +210,8 @@ def build_training_state(config: Config, groups: Groups, *, updates: int, refere
     initial = None
     if reference:
         initial = for_scoring(build_chunks(shape, settings, groups, config.model.path), settings)
-    return TrainingState(shape, settings, model, optimizer, _scheduler(optimizer, config.optimizer, updates), initial)
+    scheduler = _scheduler(optimizer, config.optimizer, updates)
+    return TrainingState(shape, settings, model, optimizer, scheduler, initial, frozen_parts(config.model))
 
 
 def describe_optimizer(optimizer: Any) -> str:
