@@ -6,6 +6,7 @@ Shape suffixes: N scored tokens, R response tokens of a microbatch, L patches, C
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def _load(weights: Path, config: Config, groups: Groups) -> list[Any]:
             f"{weights}: a torch_dist checkpoint is read into one chunk per stage; leave out --virtual-pipeline, or "
             "convert it with tools/convert_checkpoint.py megatron-to-hf"
         )
-    (chunk,) = empty_chunks(shape, settings, groups)
+    multiple = megatron_files.vision_ffn_multiple(weights, shape, settings.tensor)
+    (chunk,) = empty_chunks(shape, replace(settings, vision_ffn_multiple=multiple), groups)
     megatron_files.load_weights(chunk, weights)
     return [chunk]

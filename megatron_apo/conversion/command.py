@@ -47,7 +47,16 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("hf-to-megatron", "verify"):
             command.add_argument("--tensor", type=int, default=1, help="tensor-parallel processes (torchrun)")
             command.add_argument("--pipeline", type=int, default=1, help="pipeline stages (torchrun)")
-        if name != "hf-to-megatron":
+        if name == "hf-to-megatron":
+            command.add_argument(
+                "--vision-ffn-multiple",
+                type=int,
+                default=1,
+                metavar="N",
+                help="pad the vision FFN with zeros to a multiple of N, as model.vision_ffn_multiple of the run that "
+                "is to read it; needed where the tensor ranks of several layouts do not all divide it (default 1)",
+            )
+        else:
             command.add_argument(
                 "--hf-files", help="config and tokenizer of a Megatron checkpoint that has none inside"
             )
@@ -109,7 +118,13 @@ def _run(options: argparse.Namespace) -> int:
         return 1 if differences else 0
     if options.command == "hf-to-megatron":
         layout = convert.Layout(options.tensor, options.pipeline)
-        convert.hf_to_megatron(options.source, options.target, layout=layout, force=options.force)
+        convert.hf_to_megatron(
+            options.source,
+            options.target,
+            layout=layout,
+            vision_ffn_multiple=options.vision_ffn_multiple,
+            force=options.force,
+        )
     else:
         if not options.shard_size > 0:
             raise ValueError(f"--shard-size {options.shard_size}: must be above 0 GB")

@@ -48,10 +48,13 @@ class Layout:
 ONE_PROCESS = Layout()
 
 
-def job_config(files: Path, dtype: torch.dtype, layout: Layout | None) -> Config:
+def job_config(files: Path, dtype: torch.dtype, layout: Layout | None, *, vision_ffn_multiple: int = 1) -> Config:
     """Settings of this job; without a layout as many processes as there are, each for itself."""
     if dtype not in _NAMES:
-        raise ValueError(f"{files}: weights of {dtype}; models are built in {' or '.join(_NAMES.values())}: cast it")
+        raise ValueError(
+            f"{files}: weights of {dtype}; models are built in {' or '.join(_NAMES.values())}: save it in one of them "
+            "(transformers: from_pretrained(…, dtype=…).save_pretrained(…))"
+        )
     world = launched_processes()
     if layout is None:
         layout = ONE_PROCESS
@@ -68,6 +71,7 @@ def job_config(files: Path, dtype: torch.dtype, layout: Layout | None) -> Config
             f"--model.dtype={_NAMES[dtype]}",
             f"--parallel.tensor={layout.tensor}",
             f"--parallel.pipeline={layout.pipeline}",
+            f"--model.vision_ffn_multiple={vision_ffn_multiple}",
         ],
     )
     check_model_layout(config)
@@ -87,6 +91,7 @@ def build_empty(config: Config, files: Path, groups: Groups) -> QwenVLModel:
 
 def check_hf(directory: Path) -> tuple[CheckpointReader, torch.dtype]:
     """A reader of a Hugging Face checkpoint that is whole and this provider's, and its dtype."""
+    megatron_files.check_is_huggingface(directory)
     shape, reader = read_shape(directory), CheckpointReader(directory)
     rows = weight_map(shape)
     check_tensors(reader, rows, tied=shape.tied, family=shape.model_type)
@@ -111,15 +116,23 @@ def progress_bar(groups: Groups, total: int, what: str) -> Iterator[Callable[[in
         yield bar.update
 
 
-def hf_to_megatron(source: Path, target: Path, *, layout: Layout = ONE_PROCESS, force: bool = False) -> None:
+def hf_to_megatron(
+    source: Path,
+    target: Path,
+    *,
+    layout: Layout = ONE_PROCESS,
+    vision_ffn_multiple: int = 1,
+    force: bool = False,
+) -> None:
     """Writes ``target``, which any layout can read, from the Hugging Face checkpoint ``source``.
 
+    The vision FFN is stored padded to a multiple of the tensor ranks and of ``vision_ffn_multiple``.
     Each process reads its own slices and writes them. ValueError for bad input or no room, OSError when writing fails;
     ``target`` is then what it was before.
     """
     reader, dtype = check_hf(source)
     new_directory.check_target(target, (source,), force=force)
-    config = job_config(source, dtype, layout)
+    config = job_config(source, dtype, layout, vision_ffn_multiple=vision_ffn_multiple)
     with job(config) as groups:
         try:
             with torch.device("meta"):
@@ -196,7 +209,11 @@ def _write_shards(
 def open_model(directory: Path, hf_files: str | None, layout: Layout) -> tuple[Config, Path]:
     """Settings to build the Megatron checkpoint in ``directory`` with, and where its config.json is."""
     files = megatron_files.huggingface_files(directory, hf_files)
-    return job_config(files, megatron_files.weights_dtype(directory), layout), files
+    shape = read_shape(files)
+    FromMegatron(directory, shape)  # says what is missing, left over, misshapen; Megatron's loader skips what is left
+    multiple = megatron_files.vision_ffn_multiple(directory, shape, max(1, layout.tensor))
+    dtype = megatron_files.weights_dtype(directory)
+    return job_config(files, dtype, layout, vision_ffn_multiple=multiple), files
 
 
 def load_model(config: Config, files: Path, directory: Path, groups: Groups) -> Any:

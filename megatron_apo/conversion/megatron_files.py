@@ -6,15 +6,18 @@ The directory holds Megatron's own files and ``huggingface/`` (config, tokenizer
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from megatron_apo.conversion.metadata_file import read_metadata_file
+from model_providers.qwen_vl.shape import QwenVLShape
 
 HUGGINGFACE = "huggingface"
 _OF_OPTIMIZER = "optimizer."
@@ -25,16 +28,38 @@ def is_megatron(directory: Path) -> bool:
     return (directory / ".metadata").is_file() or any(directory.glob("*.distcp"))
 
 
+def check_is_megatron(directory: Path) -> None:
+    """ValueError saying what ``directory`` is instead of a torch_dist checkpoint."""
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: no such directory; give that of a Megatron checkpoint (torch_dist)")
+    if is_megatron(directory) or (directory / HUGGINGFACE).is_dir():
+        return
+    if any(directory.glob("*.safetensors")):
+        raise ValueError(
+            f"{directory}: holds safetensors, Hugging Face's form, not a Megatron checkpoint (torch_dist); convert it "
+            "with hf-to-megatron"
+        )
+    raise ValueError(f"{directory}: no Megatron checkpoint (torch_dist) there: neither .metadata nor *.distcp files")
+
+
+def check_is_huggingface(directory: Path) -> None:
+    """ValueError saying what ``directory`` is instead of a Hugging Face checkpoint."""
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: no such directory; give that of a Hugging Face checkpoint")
+    if is_megatron(directory):
+        raise ValueError(
+            f"{directory}: a Megatron checkpoint (torch_dist), not Hugging Face's form; convert it with megatron-to-hf"
+        )
+
+
 def read_metadata(directory: Path) -> Metadata:
     """What the checkpoint says of itself. ValueError where a file of it is missing or too short."""
+    check_is_megatron(directory)
     if not (directory / ".metadata").is_file():
         raise ValueError(
             f"{directory}: no .metadata there: not a whole torch_dist checkpoint; convert or copy it again"
         )
-    try:
-        metadata = FileSystemReader(directory).read_metadata()
-    except (EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{directory}/.metadata: cannot be read ({error}); copy the checkpoint again") from error
+    metadata = read_metadata_file(directory / ".metadata")
     ends: dict[str, int] = {}
     for place in (metadata.storage_data or {}).values():
         ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
@@ -72,12 +97,28 @@ def weights_dtype(directory: Path) -> torch.dtype:
 
 def huggingface_files(directory: Path, given: str | None) -> Path:
     """Where the config and tokenizer of a Megatron checkpoint are."""
+    check_is_megatron(directory)
     place = Path(given) if given else directory / HUGGINGFACE
     if not (place / "config.json").is_file():
         raise ValueError(
             f"{place}: no config.json there; name the directory of the model's Hugging Face files with --hf-files"
         )
     return place
+
+
+def vision_ffn_multiple(directory: Path, shape: QwenVLShape, tensor: int) -> int:
+    """To what the vision FFN of a model must be padded for it to take this checkpoint on ``tensor`` ranks.
+
+    1 where it was stored as it is. ValueError where the stored width cannot be cut so.
+    """
+    stored = weight_tensors(read_metadata(directory)).get("vision_model.layers.0.mlp.linear_fc2.weight")
+    width = shape.vision.ffn if stored is None else int(stored.size[1])
+    if width % tensor:
+        raise ValueError(
+            f"{directory}: its vision FFN is stored {width} wide, which {tensor} tensor ranks do not divide; read it "
+            f"with another number, or write it again with hf-to-megatron --vision-ffn-multiple {tensor}"
+        )
+    return 1 if width == shape.vision.ffn else width
 
 
 def sharded_state(model: Any) -> dict[str, Any]:
@@ -91,11 +132,26 @@ def load_weights(model: Any, directory: Path) -> None:
     ValueError when it is not whole, or is not this model's.
     """
     read_metadata(directory)
+    for name in ("metadata.json", "common.pt"):
+        if not (directory / name).is_file():
+            raise ValueError(f"{directory / name}: missing; copy the whole checkpoint")
     try:
         loaded = dist_checkpointing.load(sharded_state(model), str(directory))
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{directory}: common.pt or a *.distcp file is damaged or holds more than numbers, which is refused; take "
+            "the checkpoint from its source again"
+        ) from error
     except (CheckpointingException, CheckpointException, KeyError) as error:
         raise ValueError(
-            f"{directory}: does not hold the model that its config.json describes ({error}); give the config it was "
-            "saved with"
+            f"{directory}: does not hold the model that its config.json describes ({_reason(error)}); give the config "
+            "it was saved with, or copy the checkpoint again"
         ) from error
     model.load_state_dict(loaded["model0"])
+
+
+def _reason(error: BaseException) -> str:
+    """The first failure of several, on one line; torch's own text has every rank's traceback."""
+    failures = error.failures if isinstance(error, CheckpointException) else {}
+    first = next((failure[0] for failure in failures.values()), error)
+    return " ".join(f"{type(first).__name__}: {first}".split())[:300]

@@ -9,6 +9,7 @@ import torch
 
 from megatron_apo.conversion import megatron_files
 from megatron_apo.conversion.convert import ONE_PROCESS, Layout, check_hf, job, load_model, open_model, progress_bar
+from megatron_apo.conversion.from_megatron import FromMegatron
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.weight_sync.export import export_tensors
 from model_providers.qwen_vl.shape import read_shape
@@ -76,6 +77,8 @@ def _opened(path: Path, hf_files: str | None) -> Path:
     """Where the config.json of ``path`` is: the directory itself for Hugging Face's."""
     if megatron_files.is_megatron(path):
         return megatron_files.huggingface_files(path, hf_files)
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such directory; give that of a checkpoint, Hugging Face's or Megatron's")
     return path
 
 
@@ -90,6 +93,9 @@ def _hf_on_controller(path: Path, groups: Groups) -> Tensors:
 
 
 def _megatron_tensors(path: Path, files: Path, groups: Groups, hf_files: str | None, layout: Layout) -> Tensors:
+    stored = FromMegatron(path, read_shape(files))
+    if stored.transformer_engine:  # its names are not those of the model that would be built here
+        return stored.tensors(hf_names(read_shape(files))) if groups.is_controller else iter(())
     config, _ = open_model(path, hf_files, layout)
     return export_tensors(load_model(config, files, path, groups), groups)
 

@@ -152,8 +152,14 @@ def test_damaged_sources(source: Path, tmp_path: Path, capsys: pytest.CaptureFix
     (missing / "model.safetensors").rename(missing / "pytorch_model.bin")
     assert "pickle files (pytorch_model.bin)" in error(missing)
     config = json.loads((half / "config.json").read_text())
-    (half / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
-    assert "'llama'" in error(half)
+
+    def error_with(**changes: object) -> str:
+        (half / "config.json").write_text(json.dumps({**config, **changes}))
+        return error(half)
+
+    assert "'llama' (LlamaForCausalLM)" in error_with(model_type="llama", architectures=["LlamaForCausalLM"])
+    assert "'num_hidden_layers'" in error_with(text_config={**config["text_config"], "num_hidden_layers": "two"})
+    assert "heads of the vision tower = 64 / 5" in error_with(vision_config={**config["vision_config"], "num_heads": 5})
 
 
 @pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "a/model.safetensors"])
