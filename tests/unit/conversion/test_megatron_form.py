@@ -184,6 +184,13 @@ def test_the_wrong_form(source: Path, megatron: Path, tmp_path: Path, capsys: py
         assert expected in capsys.readouterr().err, arguments
 
 
+def test_torchrun_is_told_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(reply))
+    assert main(["inspect", str(tmp_path / "no")]) == 2
+    assert json.loads(reply.read_text())["message"].startswith(f"error: {tmp_path / 'no'}: no such directory")
+
+
 def test_names_of_the_transformer_engine_spec(source: Path, broken: Path, tmp_path: Path) -> None:
     """Megatron stacks the language model's layers, so its names have no number; the vision tower's have."""
     rows = zip(weight_map(read_shape(source)), weight_map(read_shape(source), transformer_engine=True), strict=True)
