@@ -34,6 +34,9 @@ class FromMegatron:
         for row in rows:
             self._check(row)
         self._check_none_is_left({self._place(row)[0] for row in every})
+        for row in every:
+            if not row.exported and row.megatron in self._stored.shapes:
+                self._check_tied(row)
 
     def _place(self, row: WeightRow) -> tuple[str, tuple[int, ...]]:
         """The stored name and the leading offsets: Megatron stacks the language model's layers into one tensor."""
@@ -61,6 +64,18 @@ class FromMegatron:
         if extra:
             more = f" and {len(extra) - _NAMED} more" if len(extra) > _NAMED else ""
             raise self._not_this_model(f"it has no {', '.join(extra[:_NAMED])}{more}")
+
+    def _check_tied(self, row: WeightRow) -> None:
+        """A tied model's own copy of the embedding, which is not exported, may not say anything else."""
+        self._check(row)
+        name = row.hf[0]
+        (table,) = (found for hf, found in self._read(self._row_of[name]) if hf == name)
+        (copy,) = (found for _, found in self._read(row))
+        if not torch.equal(table, copy):
+            raise ValueError(
+                f"{self._stored.directory}: config.json ties the output to the embedding (tie_word_embeddings: true), "
+                f"but {row.megatron} differs from {self._row_of[name].megatron}; give the config it was saved with"
+            )
 
     def _not_this_model(self, why: str) -> ValueError:
         return ValueError(

@@ -108,6 +108,12 @@ def _config_json(directory: Path) -> dict[str, object]:
     return loaded
 
 
+def _classes(raw: dict[str, object]) -> str:
+    """What ``config.json`` says of the architecture, where it says something."""
+    classes = raw.get("architectures")
+    return f" ({', '.join(map(str, classes))})" if isinstance(classes, list) and classes else ""
+
+
 def _qwen2_5_vl_vision(vision: Any) -> VisionShape:
     return VisionShape(
         hidden=vision.hidden_size,
@@ -179,16 +185,22 @@ def read_shape(directory: str | Path) -> QwenVLShape:
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(
-            f"model.path={directory}: model_type is {model_type!r}, expected {' or '.join(map(repr, FAMILIES))}; "
-            "give the directory of a Qwen2.5-VL or Qwen2-VL checkpoint"
+            f"model.path={directory}: model_type is {model_type!r}{_classes(raw)}, expected "
+            f"{' or '.join(map(repr, FAMILIES))}; give the directory of a Qwen2.5-VL or Qwen2-VL checkpoint"
         )
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     config_class, vision_shape, activation = FAMILIES[model_type]
-    config = getattr(transformers, config_class).from_dict(raw)
+    try:
+        config = getattr(transformers, config_class).from_dict(raw)
+    except (StrictDataclassError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(
+            f"{directory}/config.json: transformers cannot read it ({' '.join(str(error).split())}); copy it again"
+        ) from error
     text, vision = config.text_config, config.vision_config
     _check_expressible(directory, text, vision, activation)
-    return QwenVLShape(
+    shape = QwenVLShape(
         hidden=text.hidden_size,
         layers=text.num_hidden_layers,
         heads=text.num_attention_heads,
@@ -207,3 +219,14 @@ def read_shape(directory: str | Path) -> QwenVLShape:
         vision=vision_shape(vision),
         model_type=model_type,
     )
+    _check_divisions(directory, shape)
+    return shape
+
+
+def _check_divisions(directory: Path, shape: QwenVLShape) -> None:
+    for what, whole, part in (
+        ("num_attention_heads / num_key_value_heads of the language model", shape.heads, shape.kv_heads),
+        ("width / num_heads of the vision tower", shape.vision.hidden, shape.vision.heads),
+    ):
+        if part < 1 or whole % part:
+            raise ValueError(f"{directory}/config.json: {what} = {whole} / {part} leaves a rest; copy the file again")

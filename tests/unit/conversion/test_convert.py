@@ -102,7 +102,7 @@ def test_another_width_of_the_vision_ffn(
     with monkeypatch.context() as patch:
         patch.setattr(convert, "job_config", functools.partial(convert.job_config, vision_ffn_multiple=8))
         assert main(["hf-to-megatron", str(source), str(tmp_path / "m")]) == 0
-    assert megatron_files.stored_vision_ffn(tmp_path / "m") == 104
+    assert megatron_files.stored_vision_ffn(tmp_path / "m", 1) == 104
     assert main(["verify", str(source), str(tmp_path / "m")]) == 0
     assert main(["megatron-to-hf", str(tmp_path / "m"), str(tmp_path / "back")]) == 0
     assert main(["verify", str(source), str(tmp_path / "back")]) == 0
@@ -190,8 +190,14 @@ def test_damaged_sources(source: Path, tmp_path: Path, capsys: pytest.CaptureFix
     (missing / "model.safetensors").rename(missing / "pytorch_model.bin")
     assert "pickle files (pytorch_model.bin)" in error(missing)
     config = json.loads((half / "config.json").read_text())
-    (half / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
-    assert "'llama'" in error(half)
+
+    def error_with(**changes: object) -> str:
+        (half / "config.json").write_text(json.dumps({**config, **changes}))
+        return error(half)
+
+    assert "'llama' (LlamaForCausalLM)" in error_with(model_type="llama", architectures=["LlamaForCausalLM"])
+    assert "'num_hidden_layers'" in error_with(text_config={**config["text_config"], "num_hidden_layers": "two"})
+    assert "heads of the vision tower = 64 / 5" in error_with(vision_config={**config["vision_config"], "num_heads": 5})
 
 
 @pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "a/model.safetensors"])
