@@ -5,7 +5,8 @@
     torchrun --nproc-per-node 2 examples/megatron_script/train.py --model runs/policy --pipeline 2
 
 Nothing here belongs to megatron_apo's trainer: process groups, model chunks, Megatron's DDP, optimizer and schedule are
-set up as any Megatron script does it; ``model_provider(pre_process, post_process, vp_stage)`` is what it would call.
+set up as any Megatron script does it. ``model_provider(pre_process, post_process, vp_stage, config, pg_collection)`` is
+called as Megatron's own ``get_model`` calls it.
 Data: eight random images, each with a caption of random tokens to learn by heart, packed into one row a microbatch.
 
 Shape suffixes: T packed tokens, L patches, C values per patch, K image tokens.
@@ -37,12 +38,21 @@ from megatron.core.distributed import (  # noqa: E402
 )
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
+from megatron.core.pipeline_parallel.utils import (  # noqa: E402
+    is_pp_first_stage,
+    is_pp_last_stage,
+    is_vp_first_stage,
+    is_vp_last_stage,
+)
+from megatron.core.process_groups_config import ProcessGroupCollection  # noqa: E402
+from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
 
 from model_providers.qwen2_5_vl import provider as qwen2_5_vl  # noqa: E402
 from model_providers.qwen2_vl import provider as qwen2_vl  # noqa: E402
 from model_providers.qwen_vl.layers import packed_layout  # noqa: E402
 from model_providers.qwen_vl.megatron_config import BuildSettings  # noqa: E402
 from model_providers.qwen_vl.mrope import mrope_position_ids  # noqa: E402
+from model_providers.qwen_vl.provider import ModelProvider  # noqa: E402
 from model_providers.qwen_vl.shape import VisionTokens  # noqa: E402
 
 PROVIDERS = {"qwen2_5_vl": qwen2_5_vl.model_provider_for, "qwen2_vl": qwen2_vl.model_provider_for}
@@ -127,20 +137,39 @@ def forward_step(batches: Iterator[dict[str, Any]], model: Any) -> tuple[torch.T
     return losses, partial(loss_function, loss_mask)
 
 
-def get_model(directory: Path, model_type: str, settings: BuildSettings, device: torch.device) -> list[Any]:
-    """This rank's chunks under Megatron's DDP, as Megatron's own ``get_model`` makes them."""
-    model_provider = PROVIDERS[model_type](directory, settings)
-    chunks = []
-    for number in range(settings.virtual_pipeline):
-        vp_stage = number if settings.virtual_pipeline > 1 else None
+def transformer_config(options: argparse.Namespace, config: dict[str, Any]) -> TransformerConfig:
+    """What a Megatron script makes of its own arguments. The provider checks it against its settings, no more."""
+    text = config.get("text_config", config)
+    return TransformerConfig(
+        num_layers=text["num_hidden_layers"],
+        hidden_size=text["hidden_size"],
+        num_attention_heads=text["num_attention_heads"],
+        tensor_model_parallel_size=options.tensor,
+        sequence_parallel=options.sequence_parallel,
+        pipeline_model_parallel_size=options.pipeline,
+        virtual_pipeline_model_parallel_size=options.virtual_pipeline if options.virtual_pipeline > 1 else None,
+        pipeline_dtype=torch.float32,
+        calculate_per_token_loss=True,  # as the provider's own: loss_function returns a sum and a count
+    )
+
+
+def get_model(model_provider: ModelProvider, config: TransformerConfig, device: torch.device) -> list[Any]:
+    """This rank's chunks under Megatron's DDP, with the calls that Megatron's own ``get_model`` makes."""
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    chunks = config.virtual_pipeline_model_parallel_size
+    models = []
+    for number in range(chunks or 1):
+        vp_stage = number if chunks else None
         model = model_provider(
-            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
-            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+            pre_process=is_pp_first_stage(groups.pp) and is_vp_first_stage(vp_stage, chunks),
+            post_process=is_pp_last_stage(groups.pp) and is_vp_last_stage(vp_stage, chunks),
             vp_stage=vp_stage,
+            config=config,
+            pg_collection=groups,
         ).to(device)
         model.config.finalize_model_grads_func = finalize_model_grads
-        chunks.append(DistributedDataParallel(model.config, DistributedDataParallelConfig(), model))
-    return chunks
+        models.append(DistributedDataParallel(config, DistributedDataParallelConfig(), model, pg_collection=groups))
+    return models
 
 
 def train(options: argparse.Namespace, device: torch.device) -> list[float]:
@@ -152,7 +181,8 @@ def train(options: argparse.Namespace, device: torch.device) -> list[float]:
         virtual_pipeline=options.virtual_pipeline,
         sequence_parallel=options.sequence_parallel,
     )
-    chunks = get_model(options.model, config["model_type"], settings, device)
+    model_provider = PROVIDERS[config["model_type"]](options.model, settings)
+    chunks = get_model(model_provider, transformer_config(options, config), device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Megatron warns that apex is missing; torch's Adam takes its place
         optimizer = get_megatron_optimizer(OptimizerConfig(optimizer="adam", lr=options.learning_rate), chunks)

@@ -15,9 +15,10 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
 from megatron_apo.config import Config, ModelConfig, OptimizerConfig, ParallelConfig
-from megatron_apo.config_loading import check_layout
+from megatron_apo.layout import layout_of
 from megatron_apo.parallel.groups import Groups, launched_processes
 from megatron_apo.platform.torchvision_cpu import register_missing_operators
+from model_providers.qwen_vl.layout import check_layout
 from model_providers.qwen_vl.loading import load_hf_checkpoint
 from model_providers.qwen_vl.megatron_config import BuildSettings
 from model_providers.qwen_vl.model import QwenVLModel
@@ -57,29 +58,20 @@ def build_settings(config: Config) -> BuildSettings:
     )
 
 
-def check_shape_layout(parallel: ParallelConfig, shape: QwenVLShape, world_size: int) -> None:
-    """ValueError naming everything wrong with the layout for this model and so many processes."""
-    vision = shape.vision
-    check_layout(
-        parallel,
-        world_size,
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        layers=shape.layers,
-        cut={
-            "ffn": shape.ffn,
-            "qkv rows": (shape.heads + 2 * shape.kv_heads) * shape.head_size,
-            "vision heads": vision.heads,
-            "vision merger": vision.hidden * vision.spatial_merge_size**2,
-        },
-    )
+def check_shape_layout(
+    parallel: ParallelConfig, shape: QwenVLShape, world_size: int, *, vision_ffn_multiple: int = 1
+) -> None:
+    """ValueError naming every factor and everything wrong with the layout for this model and so many processes."""
+    check_layout(layout_of(parallel, world_size, vision_ffn_multiple=vision_ffn_multiple), shape.divided)
 
 
 def check_model_layout(config: Config) -> None:
     """ValueError naming everything wrong with the layout for this model and this many processes; starts nothing."""
     register_missing_operators()  # before transformers is first imported
     shape = read_shape(config.model.path)
-    check_shape_layout(config.parallel, shape, launched_processes())
+    check_shape_layout(
+        config.parallel, shape, launched_processes(), vision_ffn_multiple=config.model.vision_ffn_multiple
+    )
 
 
 def empty_chunks(shape: QwenVLShape, settings: BuildSettings, groups: Groups) -> list[QwenVLModel]:
@@ -184,7 +176,7 @@ def build_training_state(config: Config, groups: Groups, *, updates: int, refere
     Raises ValueError for an impossible layout or a directory that is not a whole checkpoint of either family.
     """
     shape, settings = read_shape(config.model.path), build_settings(config)
-    check_shape_layout(config.parallel, shape, groups.world_size)
+    check_shape_layout(config.parallel, shape, groups.world_size, vision_ffn_multiple=config.model.vision_ffn_multiple)
     sharded = config.parallel.distributed_optimizer
     model = []
     for chunk in build_chunks(shape, settings, groups, config.model.path):

@@ -75,7 +75,7 @@ def test_names_of_both_generations(name: str, of_transformers: dict[str, torch.S
 
 
 def test_every_tensor_goes_there_and_back(ours: QwenVLModel) -> None:
-    """By shape, on one and on eight tensor ranks with the vision FFN padded to 16; the export cuts the padding."""
+    """By shape, on one and on eight (or four) tensor ranks; the export cuts what they pad."""
     parameters = dict(global_parameters(ours))
     heads = ours.shape.heads
     for row in distinct_rows(ours):
