@@ -45,7 +45,6 @@ from megatron.core.pipeline_parallel.utils import (  # noqa: E402
     is_vp_last_stage,
 )
 from megatron.core.process_groups_config import ProcessGroupCollection  # noqa: E402
-from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
 
 from model_providers.qwen2_5_vl import provider as qwen2_5_vl  # noqa: E402
 from model_providers.qwen2_vl import provider as qwen2_vl  # noqa: E402
@@ -137,38 +136,22 @@ def forward_step(batches: Iterator[dict[str, Any]], model: Any) -> tuple[torch.T
     return losses, partial(loss_function, loss_mask)
 
 
-def transformer_config(options: argparse.Namespace, config: dict[str, Any]) -> TransformerConfig:
-    """What a Megatron script makes of its own arguments. The provider checks it against its settings, no more."""
-    text = config.get("text_config", config)
-    return TransformerConfig(
-        num_layers=text["num_hidden_layers"],
-        hidden_size=text["hidden_size"],
-        num_attention_heads=text["num_attention_heads"],
-        tensor_model_parallel_size=options.tensor,
-        sequence_parallel=options.sequence_parallel,
-        pipeline_model_parallel_size=options.pipeline,
-        virtual_pipeline_model_parallel_size=options.virtual_pipeline if options.virtual_pipeline > 1 else None,
-        pipeline_dtype=torch.float32,
-        calculate_per_token_loss=True,  # as the provider's own: loss_function returns a sum and a count
-    )
-
-
-def get_model(model_provider: ModelProvider, config: TransformerConfig, device: torch.device) -> list[Any]:
+def get_model(model_provider: ModelProvider, chunks: int, device: torch.device) -> list[Any]:
     """This rank's chunks under Megatron's DDP, with the calls that Megatron's own ``get_model`` makes."""
-    groups = ProcessGroupCollection.use_mpu_process_groups()
-    chunks = config.virtual_pipeline_model_parallel_size
+    groups, vp_size = ProcessGroupCollection.use_mpu_process_groups(), chunks if chunks > 1 else None
     models = []
-    for number in range(chunks or 1):
-        vp_stage = number if chunks else None
+    for number in range(chunks):
+        vp_stage = number if vp_size else None
         model = model_provider(
-            pre_process=is_pp_first_stage(groups.pp) and is_vp_first_stage(vp_stage, chunks),
-            post_process=is_pp_last_stage(groups.pp) and is_vp_last_stage(vp_stage, chunks),
+            pre_process=is_pp_first_stage(groups.pp) and is_vp_first_stage(vp_stage, vp_size),
+            post_process=is_pp_last_stage(groups.pp) and is_vp_last_stage(vp_stage, vp_size),
             vp_stage=vp_stage,
-            config=config,
+            config=None,  # Megatron's default: the provider makes it, and everything after reads it from the model
             pg_collection=groups,
         ).to(device)
         model.config.finalize_model_grads_func = finalize_model_grads
-        models.append(DistributedDataParallel(config, DistributedDataParallelConfig(), model, pg_collection=groups))
+        ddp_config = DistributedDataParallelConfig()
+        models.append(DistributedDataParallel(model.config, ddp_config, model, pg_collection=groups))
     return models
 
 
@@ -182,7 +165,7 @@ def train(options: argparse.Namespace, device: torch.device) -> list[float]:
         sequence_parallel=options.sequence_parallel,
     )
     model_provider = PROVIDERS[config["model_type"]](options.model, settings)
-    chunks = get_model(model_provider, transformer_config(options, config), device)
+    chunks = get_model(model_provider, settings.virtual_pipeline, device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Megatron warns that apex is missing; torch's Adam takes its place
         optimizer = get_megatron_optimizer(OptimizerConfig(optimizer="adam", lr=options.learning_rate), chunks)

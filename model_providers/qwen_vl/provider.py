@@ -15,8 +15,8 @@ from model_providers.qwen_vl.shape import QwenVLShape, read_shape
 
 GROUPS = ["tp", "cp", "pp", "dp", "embd", "pos_embd"]
 
-# Fields of a script's TransformerConfig that Megatron's DDP, optimizer or schedule acts on beside the model, and what
-# sets them here. None, 0 and False say the same, and so do None and 1 of the chunks.
+# Fields in which a script's TransformerConfig must not contradict the settings (what layout it runs, what it trains in,
+# what its loss function returns), and what sets them here. None, 0 and False say the same, and None and 1 of the chunks.
 AGREED = {
     "tensor_model_parallel_size": "BuildSettings.tensor",
     "sequence_parallel": "BuildSettings.sequence_parallel",
@@ -38,9 +38,10 @@ class ModelProvider(Protocol):
     """What Megatron's ``get_model`` calls once for each chunk of a pipeline stage.
 
     ``pg_collection``: the process groups to build in; None: those of ``parallel_state``. ``config``: a
-    TransformerConfig of the script's own. It builds nothing, because it knows one tower of the two and the checkpoint
-    knows both: Megatron's DDP reads it, so ValueError where it contradicts the settings in a field of ``AGREED``. The
-    model's own is ``model.config``.
+    TransformerConfig of the script's own, or None, as Megatron passes unless told otherwise. Nothing is built from it:
+    it describes one of the two towers, the checkpoint both, and Megatron's wrappers and schedules read
+    ``model.config``, which the settings make. A ValueError names the fields of ``AGREED`` in which it contradicts them;
+    its other fields are ignored.
     """
 
     def __call__(
