@@ -43,10 +43,13 @@ def check_image_inputs(
     image_grids: Sequence[tuple[int, int, int]],
     image_positions_K: torch.Tensor | None,
     image_features_K: torch.Tensor | None,
+    *,
+    context: int = 1,
 ) -> None:
     """ValueError with the numbers when the first stage's image inputs contradict each other or the ``tokens`` T.
 
     Looks at sizes alone, which the host knows; the indices' range is read where that costs no wait, on the CPU.
+    ``context``: ranks that share the sequences; one of several need not show the whole of an image.
     """
     positions = 0 if image_positions_K is None else image_positions_K.numel()
     features = 0 if image_features_K is None else image_features_K.numel()
@@ -68,11 +71,12 @@ def check_image_inputs(
             "each patch as the model's image processor does"
         )
     _check_grids(image_grids, pixel_values_LC.shape[0], vision.spatial_merge_size)
-    if image_positions_K is None or image_features_K is None:
-        raise ValueError(
-            "image_positions_K, image_features_K: None with pixel_values_LC; give the rows of the image tokens, and "
-            "for each its row of the merged features (empty tensors: no token shows the images)"
-        )
-    _check_range("image_positions_K", image_positions_K, tokens, "tokens")
     merged = pixel_values_LC.shape[0] // vision.spatial_merge_size**2
-    _check_range("image_features_K", image_features_K, merged, "merged patches")
+    if context == 1 and positions < merged:
+        raise ValueError(
+            f"image_positions_K, image_features_K: {positions} image tokens, but the patches make {merged} merged "
+            "features; give each image its tokens' rows, and leave out an image that no token shows"
+        )
+    if image_positions_K is not None and image_features_K is not None:
+        _check_range("image_positions_K", image_positions_K, tokens, "tokens")
+        _check_range("image_features_K", image_features_K, merged, "merged patches")

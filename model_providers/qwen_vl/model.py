@@ -179,11 +179,17 @@ class QwenVLModel(MegatronModule):
         image_features_K: torch.Tensor | None,
     ) -> torch.Tensor:
         check_image_inputs(
-            self.shape.vision, input_ids.shape[1], pixel_values_LC, image_grids, image_positions_K, image_features_K
+            self.shape.vision,
+            input_ids.shape[1],
+            pixel_values_LC,
+            image_grids,
+            image_positions_K,
+            image_features_K,
+            context=self.settings.context,
         )
         embedded = self.language_model.embedding(input_ids=input_ids, position_ids=None)
-        if pixel_values_LC is not None and pixel_values_LC.shape[0]:
-            assert self.vision_model is not None and image_positions_K is not None and image_features_K is not None
+        if image_positions_K is not None and image_features_K is not None and image_positions_K.numel():
+            assert self.vision_model is not None and pixel_values_LC is not None  # the check above
             features = self.vision_model(pixel_values_LC, image_grids)
             rows = features.index_select(0, image_features_K).unsqueeze(1)
             embedded = embedded.index_copy(0, image_positions_K, rows.to(embedded.dtype))

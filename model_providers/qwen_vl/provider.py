@@ -15,8 +15,8 @@ from model_providers.qwen_vl.shape import QwenVLShape, read_shape
 
 GROUPS = ["tp", "cp", "pp", "dp", "embd", "pos_embd"]
 
-# Fields in which a script's TransformerConfig must not contradict the settings (what layout it runs, what it trains in,
-# what its loss function returns), and what sets them here. None, 0 and False say the same, and None and 1 of the chunks.
+# Fields in which a script's TransformerConfig must not contradict the settings (the layout it runs, what it trains in,
+# what its loss function returns), and what sets them here. None, 0 and False say the same; of the chunks None and 1.
 AGREED = {
     "tensor_model_parallel_size": "BuildSettings.tensor",
     "sequence_parallel": "BuildSettings.sequence_parallel",

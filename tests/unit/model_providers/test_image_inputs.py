@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ import torch
 from megatron_apo.parallel.groups import Groups
 from model_providers.qwen_vl.image_inputs import check_image_inputs
 from model_providers.qwen_vl.model import QwenVLModel
-from tests.unit.model_providers.reference import GRIDS, build_model, make_checkpoint, model_arguments, pack
+from tests.unit.model_providers.reference import GRIDS, SEQUENCES, build_model, make_checkpoint, model_arguments, pack
 
 PATCHES = sum(t * h * w for t, h, w in GRIDS.values())
 MERGED = PATCHES // 4
@@ -42,12 +42,12 @@ def last(value: int) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda tensor: torch.cat((tensor[:-1], torch.tensor([value])))
 
 
-def both_short(images: Images) -> Images:
+def both_cut(rows: int) -> Callable[[Images], Images]:
     names = ("image_positions_K", "image_features_K")
-    return images | {name: images[name][:-3] for name in names}
+    return lambda images: images | {name: images[name][:rows] for name in names}
 
 
-SHOWN = 158  # image tokens of the packed sequences; "ragged" and "clip" are shown more than once
+SHOWN = sum(math.prod(GRIDS[name]) // 4 for images, _ in SEQUENCES for name in images)  # image tokens, shared ones too
 MISFED: dict[str, tuple[Callable[[Images], Images], str]] = {
     "patches too many": (
         replaced("pixel_values_LC", lambda pixels: torch.cat((pixels, pixels[:4]))),
@@ -63,10 +63,15 @@ MISFED: dict[str, tuple[Callable[[Images], Images], str]] = {
         replaced("image_features_K", lambda rows: rows[:-3]),
         f"{SHOWN} positions but {SHOWN - 3} features",
     ),
+    "tokens too few": (
+        both_cut(MERGED - 3),
+        f"{MERGED - 3} image tokens, but the patches make {MERGED} merged features",
+    ),
+    "no tokens": (both_cut(0), f"0 image tokens, but the patches make {MERGED} merged features"),
     "no patches": (without("pixel_values_LC"), f"pixel_values_LC: no patches, but {SHOWN} image_positions_K and"),
     "empty patches": (replaced("pixel_values_LC", lambda pixels: pixels[:0]), "pixel_values_LC: no patches, but"),
     "no positions": (without("image_positions_K"), f"0 positions but {SHOWN} features"),
-    "no indices": (without("image_positions_K", "image_features_K"), "None with pixel_values_LC"),
+    "no indices": (without("image_positions_K", "image_features_K"), "0 image tokens, but the patches make"),
     "a feature too far": (
         replaced("image_features_K", last(MERGED)),
         f"image_features_K: 0 to {MERGED}, must lie in 0 to {MERGED - 1}; there are {MERGED} merged patches",
@@ -96,13 +101,12 @@ def test_misfed_images_are_refused(model: QwenVLModel, fed: tuple[tuple[Any, ...
 
 
 def test_images_as_they_should_be(model: QwenVLModel, fed: tuple[tuple[Any, ...], Images]) -> None:
-    """Those of the table before they are spoilt, pixels that no token shows, and no images in either spelling."""
+    """Those of the table before they are spoilt, and no images in either spelling."""
     arguments, images = fed
     assert images["image_positions_K"].numel() == SHOWN and len(images["pixel_values_LC"]) == PATCHES
     nothing = torch.zeros(0, dtype=torch.int64)
     with torch.no_grad():
-        model(*arguments, **images)
-        unseen = model(*arguments, **images | {"image_positions_K": nothing, "image_features_K": nothing})
+        shown = model(*arguments, **images)
         none = model(*arguments)
         empty = model(
             *arguments,
@@ -111,7 +115,7 @@ def test_images_as_they_should_be(model: QwenVLModel, fed: tuple[tuple[Any, ...]
             image_positions_K=nothing,
             image_features_K=nothing,
         )
-    assert torch.equal(unseen, none) and torch.equal(none, empty)
+    assert torch.equal(none, empty) and not torch.equal(none, shown)
 
 
 def test_only_sizes_are_read_of_tensors_elsewhere(model: QwenVLModel) -> None:
@@ -121,3 +125,10 @@ def test_only_sizes_are_read_of_tensors_elsewhere(model: QwenVLModel) -> None:
     check_image_inputs(model.shape.vision, 9, pixels, [(1, 4, 4)], indices, indices)
     with pytest.raises(ValueError, match="16 patches, but the 1 image_grids ask for 24"):
         check_image_inputs(model.shape.vision, 9, pixels, [(1, 4, 6)], indices, indices)
+
+
+def test_a_context_rank_may_show_a_part_of_an_image(model: QwenVLModel) -> None:
+    pixels, rows = torch.zeros(16, 1176), torch.arange(3)
+    check_image_inputs(model.shape.vision, 9, pixels, [(1, 4, 4)], rows, rows, context=2)
+    with pytest.raises(ValueError, match="3 image tokens, but the patches make 4 merged features"):
+        check_image_inputs(model.shape.vision, 9, pixels, [(1, 4, 4)], rows, rows)
