@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from megatron_apo.planning.sizes import ModelSize
 from megatron_apo.planning.state import BYTES
-from model_providers.qwen_vl.shape import VISION_FFN_MULTIPLE, padded_width
+from model_providers.qwen_vl.layout import VISION_FFN_MULTIPLE, padded_width
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from megatron_apo.planning.sizes import ModelSize
-from model_providers.qwen_vl.shape import VISION_FFN_MULTIPLE, padded_width
+from model_providers.qwen_vl.layout import VISION_FFN_MULTIPLE, padded_width
 
 BYTES = {"float32": 4, "bfloat16": 2}
 PARTS = ("vision", "merger", "language")  # what can be frozen

@@ -15,13 +15,14 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
 from megatron_apo.config import Config, ModelConfig, OptimizerConfig, ParallelConfig
-from megatron_apo.config_loading import check_layout
+from megatron_apo.layout import layout_of
 from megatron_apo.parallel.groups import Groups, launched_processes
 from megatron_apo.platform.torchvision_cpu import register_missing_operators
+from model_providers.qwen_vl.layout import VISION_FFN_MULTIPLE, check_layout
 from model_providers.qwen_vl.loading import load_hf_checkpoint
 from model_providers.qwen_vl.megatron_config import BuildSettings
 from model_providers.qwen_vl.model import QwenVLModel
-from model_providers.qwen_vl.shape import VISION_FFN_MULTIPLE, QwenVLShape, padded_width, read_shape
+from model_providers.qwen_vl.shape import QwenVLShape, read_shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -62,24 +63,8 @@ def build_settings(config: Config) -> BuildSettings:
 def check_shape_layout(
     parallel: ParallelConfig, shape: QwenVLShape, world_size: int, *, vision_ffn_multiple: int = VISION_FFN_MULTIPLE
 ) -> None:
-    """ValueError naming everything wrong with the layout for this model and so many processes."""
-    vision = shape.vision
-    check_layout(
-        parallel,
-        world_size,
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        layers=shape.layers,
-        cut={
-            "ffn": shape.ffn,
-            "qkv rows": (shape.heads + 2 * shape.kv_heads) * shape.head_size,
-            "vision heads": vision.heads,
-            "vision merger": vision.hidden * vision.spatial_merge_size**2,
-            f"vision ffn padded by model.vision_ffn_multiple={vision_ffn_multiple} to": padded_width(
-                vision.ffn, vision_ffn_multiple
-            ),
-        },
-    )
+    """ValueError naming every factor and everything wrong with the layout for this model and so many processes."""
+    check_layout(layout_of(parallel, world_size, vision_ffn_multiple=vision_ffn_multiple), shape.divided)
 
 
 def check_model_layout(config: Config) -> None:

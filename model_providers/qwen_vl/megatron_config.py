@@ -10,7 +10,8 @@ from megatron.core.activations import quick_gelu
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
-from model_providers.qwen_vl.shape import VISION_FFN_MULTIPLE, QwenVLShape, padded_width
+from model_providers.qwen_vl.layout import VISION_FFN_MULTIPLE, padded_width
+from model_providers.qwen_vl.shape import QwenVLShape
 
 RECOMPUTE = ("none", "selective", "full")
 

@@ -21,7 +21,8 @@ from typing import Literal
 
 import torch
 
-from model_providers.qwen_vl.shape import VISION_FFN_MULTIPLE, QwenVLShape, padded_width
+from model_providers.qwen_vl.layout import VISION_FFN_MULTIPLE, padded_width
+from model_providers.qwen_vl.shape import QwenVLShape
 
 Layout = Literal["plain", "qkv", "fused_qkv", "gate_up", "flatten"]
 
