@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_apo.config import ModelConfig
 from megatron_apo.parallel.groups import Groups
 from model_providers.qwen_vl.loading import global_parameters, model_rows
 from model_providers.qwen_vl.megatron_config import BuildSettings
 from model_providers.qwen_vl.model import QwenVLModel
-from model_providers.qwen_vl.shape import read_shape
+from model_providers.qwen_vl.shape import VISION_FFN_MULTIPLE, read_shape
 from model_providers.qwen_vl.weight_map import WeightRow, hf_names, published_name, to_hf, to_megatron, weight_map
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "fixtures" / "published"
@@ -122,3 +123,8 @@ def test_the_model_is_built_with_the_padded_width(name: str, ours: QwenVLModel, 
         if row.padded_to and row.cut is not None:
             shape[row.cut] += (len(row.hf) if row.cut == 0 else 1) * (-ours.shape.vision.ffn % row.padded_to)
         assert list(built[key].shape) == shape, key
+
+
+def test_the_settings_say_the_same_width() -> None:
+    """The settings know nothing of the providers, and so repeat the number."""
+    assert ModelConfig().vision_ffn_multiple == BuildSettings().vision_ffn_multiple == VISION_FFN_MULTIPLE
