@@ -1,11 +1,13 @@
 """Forward and backward of the packed vision and language model, as ratios taken in one run.
 
-    OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE python benchmarks/model_speed.py [transformers | packing | vision]
+    OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE python benchmarks/model_speed.py [transformers | mixed | packing | vision]
 
-One process, float32, a Qwen2.5-VL of about 100 M parameters with random weights (``SHAPE``); without a word, all three:
+One process, float32, a Qwen2.5-VL of about 100 M parameters with random weights (``SHAPE``); without a word, all four:
 
 - ``transformers``: the same sequences, all equally long, each with images of its own: ours packed into one row,
   transformers' (sdpa) as one batch without padding. Forward, cross entropy over every token, backward.
+- ``mixed``: one long sequence with a large image and many short ones, some with tiny images: ours packed, beside
+  transformers on each sequence by itself, which pads nothing, and on one padded batch.
 - ``packing``: ours, on a heavy-tailed mix of lengths: packed, beside each sequence padded to the longest.
 - ``vision``: the vision tower with windows, on 1 to 16 images: seconds, and the exponent of a power law through them.
 
@@ -184,6 +186,58 @@ def transformers_run(model: Any, batch: Batch) -> Callable[[], torch.Tensor]:
     return run
 
 
+def transformers_one_by_one(model: Any, batch: Batch) -> Callable[[], torch.Tensor]:
+    """transformers' model on each sequence alone, gradients added up; the mean over all sequences' tokens."""
+    tokens, patches, given = sum(len(ids) - 1 for ids in batch.sequences), 0, []
+    for sequence, grids in zip(batch.sequences, batch.grids, strict=True):
+        ids = torch.tensor([sequence])
+        arguments = {"input_ids": ids, "mm_token_type_ids": (ids == IMAGE).int(), "use_cache": False}
+        if grids:
+            count = sum(time_ * height * width for time_, height, width in grids)
+            arguments |= {
+                "pixel_values": batch.pixels_LC[patches : patches + count],
+                "image_grid_thw": torch.tensor(grids),
+            }
+            patches += count
+        given.append((ids, arguments))
+
+    def run() -> torch.Tensor:
+        model.zero_grad(set_to_none=True)
+        total = torch.zeros(())
+        for ids, arguments in given:
+            logits = model(**arguments).logits
+            loss = functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum") / tokens
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    return run
+
+
+def transformers_padded(model: Any, batch: Batch) -> Callable[[], torch.Tensor]:
+    """transformers' model on one batch, padded on the right to the longest sequence."""
+    longest = max(len(ids) for ids in batch.sequences)
+    ids = torch.tensor([one + [0] * (longest - len(one)) for one in batch.sequences])
+    real = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in batch.sequences])
+    arguments = {
+        "input_ids": ids,
+        "attention_mask": real,
+        "mm_token_type_ids": (ids == IMAGE).int(),
+        "pixel_values": batch.pixels_LC,
+        "image_grid_thw": torch.tensor(batch.flat_grids),
+        "use_cache": False,
+    }
+
+    def run() -> torch.Tensor:
+        model.zero_grad(set_to_none=True)
+        labels = torch.where(real.bool(), ids, -100)[:, 1:].flatten()
+        loss = functional.cross_entropy(model(**arguments).logits[:, :-1].flatten(0, 1), labels)
+        loss.backward()
+        return loss.detach()
+
+    return run
+
+
 def seconds(runs: dict[str, Callable[[], torch.Tensor]], repetitions: int) -> dict[str, Taken]:
     """Medians of each, taken in turns after one round that does not count."""
     taken: dict[str, list[Taken]] = {name: [] for name in runs}
@@ -207,17 +261,47 @@ def print_ratio(found: dict[str, Taken], above: str, below: str) -> None:
     print(f"{above} / {below}: {wall:.3f} by the clock, {cpu:.3f} by CPU seconds", flush=True)
 
 
-def compare_transformers(model: QwenVLModel, checkpoint: Path, repetitions: int) -> None:
-    """Ours beside transformers', on the same tokens."""
+def transformers_model(checkpoint: Path) -> Any:
+    """transformers' model of the same weights, in training mode."""
     from transformers import AutoModelForImageTextToText
 
-    other = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="sdpa")
-    other.train()
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="sdpa")
+    return model.train()
+
+
+def check_losses(runs: dict[str, Callable[[], torch.Tensor]]) -> dict[str, float]:
+    """One run of each, which must give the same loss."""
+    losses = {name: float(run()) for name, run in runs.items()}
+    if max(losses.values()) - min(losses.values()) > 1e-4:
+        raise SystemExit(f"error: they do not compute the same: {losses}")
+    return losses
+
+
+def compare_mixed(model: QwenVLModel, other: Any, repetitions: int) -> None:
+    """Ours beside transformers', on sequences and images of very different sizes."""
+    lengths = [700] + [20 + 2 * index for index in range(20)]
+    grids: list[Sequence[Grid]] = [((1, 32, 32),)] + [((1, 2, 2),) if index % 2 else () for index in range(20)]
+    batch = draw_batch(lengths, grids)
+    runs = {
+        "ours": our_run(model, batch),
+        "one by one": transformers_one_by_one(other, batch),
+        "padded batch": transformers_padded(other, batch),
+    }
+    losses = check_losses(runs)
+    print(
+        f"one sequence of {len(batch.sequences[0])} tokens with an image of 1,024 patches, 20 of "
+        f"{len(batch.sequences[1])} to {len(batch.sequences[-1])}, ten of them with one of 4; loss {losses['ours']:.6f}"
+    )
+    found = seconds(runs, repetitions)
+    for name in ("one by one", "padded batch"):
+        print_ratio({key: found[key] for key in ("ours", name)}, "ours", name)
+
+
+def compare_transformers(model: QwenVLModel, other: Any, repetitions: int) -> None:
+    """Ours beside transformers', on the same tokens."""
     batch = draw_batch([TEXT_TOKENS] * SEQUENCES, [GRIDS] * SEQUENCES)
     runs = {"ours": our_run(model, batch), "transformers": transformers_run(other, batch)}
-    losses = {name: float(run()) for name, run in runs.items()}
-    if abs(losses["ours"] - losses["transformers"]) > 1e-4:
-        raise SystemExit(f"error: the two do not compute the same: {losses}")
+    losses = check_losses(runs)
     parameters = sum(parameter.numel() for parameter in other.parameters())
     print(
         f"{parameters / 1e6:.1f} M parameters, {SEQUENCES} sequences of {len(batch.sequences[0])} tokens with "
@@ -280,7 +364,7 @@ def time_vision(model: QwenVLModel, repetitions: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", choices=("transformers", "packing", "vision"), help="only this one")
+    parser.add_argument("part", nargs="?", choices=("transformers", "mixed", "packing", "vision"), help="only this one")
     parser.add_argument("--repetitions", type=int, default=5, help="of each measurement (default: %(default)s)")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.repetitions} repetitions")
@@ -289,8 +373,12 @@ def main() -> None:
         checkpoint = make_checkpoint(Path(directory))
         model = QwenVLModel(read_shape(checkpoint), BuildSettings(), pg_collection=groups.collection)
         load_hf_checkpoint(model, checkpoint, tensor_rank=0, tensor_size=1)
-        if options.part in (None, "transformers"):
-            compare_transformers(model, checkpoint, options.repetitions)
+        if options.part in (None, "transformers", "mixed"):
+            other = transformers_model(checkpoint)
+    if options.part in (None, "transformers"):
+        compare_transformers(model, other, options.repetitions)
+    if options.part in (None, "mixed"):
+        compare_mixed(model, other, options.repetitions)
     if options.part in (None, "packing"):
         compare_packing(model, options.repetitions)
     if options.part in (None, "vision"):

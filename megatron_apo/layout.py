@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from megatron_apo.config import ParallelConfig
-from model_providers.qwen_vl.layout import Layout
+from model_providers.qwen_vl.layout import VISION_FFN_MULTIPLE, Layout
 
 
-def layout_of(parallel: ParallelConfig, world: int, *, vision_ffn_multiple: int = 1) -> Layout:
+def layout_of(parallel: ParallelConfig, world: int, *, vision_ffn_multiple: int = VISION_FFN_MULTIPLE) -> Layout:
     """The layout of ``world`` processes under these settings."""
     return Layout(
         world=world,

@@ -55,15 +55,20 @@ def split(package: Path, output: Path, part_bytes: int) -> list[dict[str, object
                 return parts
 
 
-def pack(packages: Path, output: Path, part_mib: int) -> Path:
-    """Writes parts, manifest and install.py for every file in ``packages``; returns the manifest's path."""
+def check_target(output: Path, part_mib: int) -> None:
+    """ValueError for a size or a directory that cannot be: asked before anything is downloaded."""
     if part_mib < 1:
         raise ValueError(f"--part-mib={part_mib}: must be at least 1")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"--output={output}: is not an empty directory; name a new one")
+
+
+def pack(packages: Path, output: Path, part_mib: int) -> Path:
+    """Writes parts, manifest and install.py for every file in ``packages``; returns the manifest's path."""
+    check_target(output, part_mib)
     found = sorted(path for path in packages.iterdir() if path.name.endswith((".whl", ".tar.gz", ".zip")))
     if not found:
         raise ValueError(f"{packages}: holds no package; pip downloaded nothing")
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"--output={output}: is not empty; name a new directory")
     output.mkdir(parents=True, exist_ok=True)
     entries = [
         {"file": package.name, "sha256": sha256(package), "parts": split(package, output, part_mib << 20)}
@@ -165,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "prepare":
             options.platform = options.platform or ["manylinux_2_28_x86_64", "manylinux2014_x86_64"]
+            check_target(Path(options.output), options.part_mib)
             with tempfile.TemporaryDirectory() as temporary:
                 download(options, Path(temporary))
                 print(pack(Path(temporary), Path(options.output), options.part_mib))

@@ -6,10 +6,12 @@ With sequence parallelism, what lies between the parallel regions is cut over th
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from megatron_apo.planning.sizes import ModelSize
 from megatron_apo.planning.state import BYTES
+from model_providers.qwen_vl.layout import VISION_FFN_MULTIPLE, padded_width
 
 
 @dataclass(frozen=True)
@@ -111,35 +113,67 @@ def recomputed(
     model: ModelSize, budget: Budget, *, tensor: int = 1, context: int = 1, sequence: bool = False, recompute: str
 ) -> float:
     """Bytes that exist for one layer at a time while the backward pass computes it again."""
+    return _again(_language(model, budget, tensor, context, sequence), budget.tokens, budget.cells, recompute)
+
+
+def _again(layer: _Layer, tokens: float, cells: float, recompute: str) -> float:
     if recompute == "none":
         return 0.0
-    layer = _language(model, budget, tensor, context, sequence)
-    whole = _layer(layer, budget.tokens, budget.cells, "none")
-    return whole if recompute == "full" else _attention(layer, budget.tokens, budget.cells or budget.tokens, "none")
+    if recompute == "full":
+        return _layer(layer, tokens, cells, "none")
+    return _attention(layer, tokens, cells or tokens, "none")
 
 
-def vision_tower(
-    model: ModelSize, budget: Budget, *, tensor: int = 1, sequence: bool = False, recompute: str = "none"
-) -> float:
-    """Bytes of the tower and its merger; context ranks do not share the patches of an image."""
-    e, width, patches = BYTES[budget.dtype], model.v_hidden, budget.patches
-    layer = _Layer(
-        width=width,
-        queries=width / tensor,
-        keys=width / tensor,
-        head_size=width // model.v_heads,
-        ffn=model.v_ffn / tensor,
+def _tower(model: ModelSize, budget: Budget, tensor: int, sequence: bool) -> _Layer:
+    return _Layer(
+        width=model.v_hidden,
+        queries=model.v_hidden / tensor,
+        keys=model.v_hidden / tensor,
+        head_size=model.v_hidden // model.v_heads,
+        ffn=padded_width(model.v_ffn, VISION_FFN_MULTIPLE) / tensor,
         gated=model.v_gated,
-        e=e,
+        e=BYTES[budget.dtype],
         split=tensor if sequence else 1,
         rms_norm=model.v_gated,
     )
-    windows = (model.v_layers - model.v_full) * _layer(layer, patches, budget.window_cells, recompute)
-    frames = model.v_full * _layer(layer, patches, budget.frame_cells, recompute)
-    entry = patches * model.v_patch_values * e
+
+
+def vision_tower(
+    model: ModelSize,
+    budget: Budget,
+    *,
+    tensor: int = 1,
+    sequence: bool = False,
+    recompute: str = "none",
+    frozen: Collection[str] = (),
+) -> float:
+    """Bytes of the tower and its merger; context ranks do not share the patches of an image. ``frozen``: "vision", the
+    tower alone, saves nothing; with "merger" too nothing at all is saved."""
+    if {"vision", "merger"} <= set(frozen):
+        return 0.0
+    e, width, patches = BYTES[budget.dtype], model.v_hidden, budget.patches
+    layer = _tower(model, budget, tensor, sequence)
     between = patches / layer.split
     merger = _norm(between, width, e, model.v_gated) + (between + 2 * patches / tensor) * width * e
-    return entry + windows + frames + merger
+    if "vision" in frozen:
+        return merger
+    windows = (model.v_layers - model.v_full) * _layer(layer, patches, budget.window_cells, recompute)
+    frames = model.v_full * _layer(layer, patches, budget.frame_cells, recompute)
+    return patches * model.v_patch_values * e + windows + frames + merger
+
+
+def recomputed_vision(
+    model: ModelSize, budget: Budget, *, tensor: int = 1, sequence: bool = False, recompute: str
+) -> float:
+    """As ``recomputed``, for one layer of the tower."""
+    return _again(_tower(model, budget, tensor, sequence), budget.patches, budget.frame_cells, recompute)
+
+
+def between_layers(model: ModelSize, budget: Budget) -> float:
+    """Bytes in the backward pass that nothing saved: a projection's input gathered again, its gradient before it is
+    split, the residual's gradient and the next one. Four times the hidden states, not cut over tensor ranks: the number
+    fits what is allocated (tests/distributed/test_planned_activations.py), it is not derived."""
+    return 4 * budget.tokens * model.hidden * BYTES[budget.dtype]
 
 
 def final_norm(model: ModelSize, budget: Budget, *, split: int = 1) -> float:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, replace
+import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megatron_apo.config import Config, ModelConfig, RolloutConfig, TrainingConfig
-from megatron_apo.config_loading import dump_config, validate
-from megatron_apo.planning.layouts import GIB, Plan, Request, describe, make_plans
+import yaml
+
+from megatron_apo.planning.layouts import GIB, Plan, describe, make_plans
+from megatron_apo.planning.request import Request
 from megatron_apo.planning.sizes import find_model
+from megatron_apo.planning.state import PARTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rollout", choices=("colocated", "separate"), default="colocated", help="where engines run")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of weights")
     parser.add_argument("--no-reference", action="store_true", help="train without KL: no reference model in memory")
+    parser.add_argument("--freeze", default="", metavar="PARTS", help=f"comma-separated, of {', '.join(PARTS)}")
     parser.add_argument("--show", type=int, default=8, metavar="N", help="layouts in the table (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     parser.add_argument("--write", metavar="FILE", help="write the best layout as YAML settings")
@@ -54,16 +58,26 @@ def plan(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         reference=not options.no_reference,
         reserve_gib=options.reserve,
+        frozen=tuple(part.strip() for part in options.freeze.split(",") if part.strip()),
     )
-    if options.write and Path(options.write).exists():
-        raise ValueError(f"--write={options.write}: exists already; name a file that does not")
+    if options.show < 1:
+        raise ValueError(f"--show={options.show}: must be at least 1")
+    if options.write:
+        _check_writable(Path(options.write))
     fit, unfit, refused = make_plans(request)
     if options.json:
         print(json.dumps({"fits": [_plain(p) for p in fit], "too_big": [_plain(p) for p in unfit], "refused": refused}))
     else:
-        print(table(fit, unfit, refused, options.show))
+        print(table(request, fit, unfit, refused, options.show))
     if options.write:
-        Path(options.write).write_text(dump_config(settings(request, fit[0], options.model)), encoding="utf-8")
+        Path(options.write).write_text(written(request, fit[0], options.model), encoding="utf-8")
+
+
+def _check_writable(path: Path) -> None:
+    if path.exists():
+        raise ValueError(f"--write={path}: exists already; name a file that does not")
+    if not path.parent.is_dir():
+        raise ValueError(f"--write={path}: {path.parent} is not a directory; make it first")
 
 
 def _plain(found: Plan) -> dict[str, Any]:
@@ -76,26 +90,42 @@ def _numbers(found: Plan) -> dict[str, Any]:
     return plain
 
 
-def settings(request: Request, best: Plan, model: str) -> Config:
-    """The winning layout as settings; ``model.path`` stays empty for a known name."""
-    colocated = request.placement == "colocated"
-    share = (best.generation - best.memory["weights"] - best.memory["reference"] if colocated else best.generation) / (
-        request.memory_gib * GIB
-    )
-    config = replace(
-        Config(),
-        model=ModelConfig(
-            path=model if Path(model, "config.json").is_file() else "",
-            dtype=request.dtype,
-            layer_spec="transformer_engine",
-            recompute=best.layout.recompute,
-        ),
-        parallel=best.layout.parallel,
-        rollout=RolloutConfig(gpu_memory_utilization=round(min(0.95, share), 2)),
-        training=TrainingConfig(tokens_per_microbatch=request.tokens, logits_chunk_tokens=request.chunk),
-    )
-    validate(config)
-    return config
+def settings(request: Request, best: Plan, model: str) -> dict[str, dict[str, Any]]:
+    """The winning layout as sections of settings: what the plan decides and nothing else."""
+    known = ("tensor", "pipeline", "context", "first_stage_layers", "sequence", "distributed_optimizer")
+    engine = best.memory["engine weights"] + best.kv_cache  # the reserve is the trainer's context too: not vLLM's
+    share = math.floor(100 * engine / (request.memory_gib * GIB)) / 100
+    chosen: dict[str, dict[str, Any]] = {
+        "model": {
+            **({"path": model} if Path(model, "config.json").is_file() else {}),
+            "dtype": request.dtype,
+            "layer_spec": "transformer_engine",
+            "recompute": best.layout.recompute,
+            **{f"freeze_{part}": True for part in request.frozen},
+        },
+        "parallel": {name: getattr(best.layout.parallel, name) for name in known},
+        "rollout": {"gpu_memory_utilization": max(0.01, share)},
+        "training": {"tokens_per_microbatch": request.tokens, "logits_chunk_tokens": request.chunk},
+    }
+    if request.dtype == "bfloat16":
+        chosen["sync"] = {"logprob_gate": 0.05}  # engine and trainer differ by the rounding of bfloat16
+    if not request.reference:
+        chosen["objective"] = {"dads": {"enabled": False}, "kl": {"coefficient": 0.0}}
+    return chosen
+
+
+def written(request: Request, best: Plan, model: str) -> str:
+    """The YAML file of ``settings``, with the plan's numbers above them."""
+    lines = [
+        f"{model} on {request.gpus} GPUs of {request.memory_gib:g} GiB, rollouts {request.placement}: "
+        f"{describe(best.layout)}, data {best.data}.",
+        *phases(request, best).splitlines(),
+        "The settings that the plan does not decide keep their defaults: give model.path, data.train and the rest,",
+        "here or as --section.key=value.",
+    ]
+    if request.placement == "colocated":
+        lines.append("Planned for an engine that sleeps while the trainer works, and a trainer that makes room for it.")
+    return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(settings(request, best, model), sort_keys=False)
 
 
 _COLUMNS = ("TP", "PP", "CP", "DP", "layers", "recompute", "weights", "ref", "grads", "optim", "activ", "vision",
@@ -119,16 +149,61 @@ def _row(found: Plan, best: float) -> list[str]:
     ]
 
 
-def table(fit: list[Plan], unfit: list[Plan], refused: list[str], show: int) -> str:
+def phases(request: Request, best: Plan) -> str:
+    """Two lines: what is on the fullest GPU while training, and while generating. GiB."""
+
+    def total(parts: dict[str, int]) -> str:
+        return f"{sum(parts.values()) / GIB:.1f} = " + " + ".join(
+            f"{name} {size / GIB:.1f}" for name, size in parts.items() if size
+        )
+
+    memory = best.memory
+    engine = {name: memory[name] for name in ("engine weights", "KV cache")}
+    training = {name: size for name, size in memory.items() if name not in engine}
+    aside = "; the engine sleeps" if request.placement == "colocated" else ""
+    said = [f"training:   {total(training)}{aside}"]
+    reserve = {"reserve": memory["reserve"]}
+    if request.placement == "separate":
+        return "\n".join([*said, f"generation: {total({**engine, **reserve})}, on GPUs of its own"])
+    trainer = best.generation - sum(engine.values()) - memory["reserve"]
+    node, moved = min(request.gpus, request.gpus_per_node), memory["optimizer"] / GIB
+    said.append(
+        f"generation: {total({'weights and reference': trainer, **engine, **reserve})}; to the host: optimizer "
+        f"{moved:.1f} ({moved * node:.0f} for {node} GPUs of a node), released: gradients "
+        f"{memory['gradients'] / GIB:.1f}"
+    )
+    return "\n".join(said)
+
+
+def _worth_showing(fit: list[Plan]) -> list[Plan]:
+    """Without those that another recompute setting of the same layout beats in time and in memory."""
+    return [
+        found
+        for found in fit
+        if not any(
+            other.layout.parallel == found.layout.parallel
+            and other.cost < found.cost
+            and other.training <= found.training
+            for other in fit
+        )
+    ]
+
+
+def table(request: Request, fit: list[Plan], unfit: list[Plan], refused: list[str], show: int) -> str:
     """What the terminal shows: layouts that fit, the reasons of those that do not. Memory in GiB."""
-    rows = [list(_COLUMNS), *(_row(found, fit[0].cost) for found in fit[:show])]
+    shown = _worth_showing(fit)
+    rows = [list(_COLUMNS), *(_row(found, fit[0].cost) for found in shown[:show])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.append(f"\n{len(fit)} layouts fit; memory in GiB on the fullest GPU, cost relative to the best.")
+    lines.append(f"\nLayouts that fit: {len(fit)}. Memory in GiB on the fullest GPU, cost relative to the best.")
+    if len(shown) < len(fit):
+        lines.append(f"{len(fit) - len(shown)} of them are left out: recomputing there costs time and saves nothing.")
+    lines.append(f"\nThe best of them, {describe(fit[0].layout)}, of {request.memory_gib:g} GiB:")
+    lines += [f"  {line}" for line in phases(request, fit[0]).splitlines()]
     if unfit:
-        lines.append(f"\n{len(unfit)} do not fit, nearest first:")
+        lines.append(f"\nDo not fit: {len(unfit)}, nearest first:")
         lines += [f"  {describe(found.layout)}: {found.problem}" for found in unfit[:show]]
     if refused:
-        lines.append(f"\n{len(refused)} are impossible:")
+        lines.append(f"\nImpossible: {len(refused)}")
         lines += [f"  {reason}" for reason in refused[:show]]
     return "\n".join(lines)

@@ -8,44 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 from megatron_apo.config import ParallelConfig
 from megatron_apo.layout import layout_of
 from megatron_apo.planning import activations
 from megatron_apo.planning.activations import Budget
+from megatron_apo.planning.request import Request, check_request
 from megatron_apo.planning.sizes import ModelSize
-from megatron_apo.planning.state import BYTES, parameter_count, stage_parameters, state_bytes
+from megatron_apo.planning.state import BYTES, StateBytes, parameter_count, stage_parameters, state_bytes
 from model_providers.qwen_vl.layout import Divided, check_layout, stage_layers
 
 GIB = 2**30
 RECOMPUTE = ("none", "selective", "full")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for. ``tokens`` and ``patches`` of one microbatch of one replica; ``microbatches`` of an update;
-    ``reserve_gib`` for the CUDA context, communication and fragmentation; ``engine_gpus`` only with placement separate.
-    """
-
-    model: ModelSize
-    gpus: int
-    memory_gib: float
-    tokens: int = 16384
-    patches: int = 16384
-    microbatches: int = 8
-    placement: str = "colocated"  # or "separate"
-    engine_gpus: int = 0
-    kv_tokens: int = 65536
-    dtype: str = "bfloat16"
-    reference: bool = True
-    reserve_gib: float = 4.0
-    chunk: int = 1024
-    gpus_per_node: int = 8
-
-    @property
-    def trainer_gpus(self) -> int:
-        """GPUs that train; with placement separate the engines' are not among them."""
-        return self.gpus - (self.engine_gpus if self.placement == "separate" else 0)
 
 
 @dataclass(frozen=True)
@@ -75,24 +50,6 @@ class Plan:
     engine_tensor: int
     cost: float
     problem: str = ""
-
-
-def check_request(request: Request) -> None:
-    """ValueError for the first number that cannot be."""
-    for name in ("gpus", "tokens", "microbatches", "kv_tokens", "chunk"):
-        if getattr(request, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')}={getattr(request, name)}: must be at least 1")
-    if request.patches < 0:
-        raise ValueError(f"--patches={request.patches}: must be at least 0")
-    if not request.memory_gib > request.reserve_gib >= 0:
-        raise ValueError(
-            f"--memory={request.memory_gib:g}: must be above the reserve of {request.reserve_gib:g} GiB (--reserve)"
-        )
-    if request.placement == "separate" and not 0 < request.engine_gpus < request.gpus:
-        raise ValueError(
-            f"--engine-gpus={request.engine_gpus}: must lie between 1 and {request.gpus - 1} with separate rollouts on "
-            f"--gpus={request.gpus}; trainer and engines need one at least each"
-        )
 
 
 def _check(request: Request, parallel: ParallelConfig) -> int:
@@ -147,40 +104,60 @@ def candidates(request: Request) -> Iterator[Layout]:
                         yield Layout(parallel, recompute)
 
 
+@lru_cache(maxsize=4096)
+def _state(
+    model: ModelSize,
+    tensor: int,
+    ends: tuple[bool, bool],
+    layers: int,
+    data: int,
+    distributed: bool,
+    dtype: str,
+    frozen: tuple[str, ...],
+) -> tuple[StateBytes, int]:
+    """A stage's weights, gradients and optimizer state, and its weights without the optimizer's padding. ``ends``:
+    whether it is the first and the last."""
+    held = stage_parameters(model, tensor=tensor, first=ends[0], last=ends[1], layers=layers)
+    state = state_bytes(held, dtype=dtype, data=data, distributed=distributed, frozen=frozen)
+    return state, sum(parameter.elements for parameter in held) * BYTES[dtype]
+
+
 def _stage_memory(request: Request, layout: Layout, data: int, stage: int, layers: int) -> dict[str, int]:
     """Bytes of one rank of stage ``stage`` while training."""
     parallel, model = layout.parallel, request.model
     stages, split = parallel.pipeline, parallel.tensor if parallel.sequence else 1
     first, last = stage == 0, stage == stages - 1
     budget = Budget(-(-request.tokens // parallel.context), request.patches, request.dtype, request.chunk)
-    held = stage_parameters(model, tensor=parallel.tensor, first=first, last=last, layers=layers)
-    state = state_bytes(
-        held, dtype=request.dtype, data=data * parallel.context, distributed=parallel.distributed_optimizer
+    tensor, context, sequence = parallel.tensor, parallel.context, parallel.sequence
+    ranks, sharded = data * context, parallel.distributed_optimizer
+    state, unpadded = _state(
+        model, tensor, (first, last), layers, ranks, sharded, request.dtype, tuple(sorted(request.frozen))
     )
     in_flight = min(stages - stage, request.microbatches)  # one forward, one backward: what a stage is ahead
-    tensor, context, sequence = parallel.tensor, parallel.context, parallel.sequence
     saved = activations.language_layers(
         model, budget, layers, tensor=tensor, context=context, sequence=sequence, recompute=layout.recompute
     )
     saved += activations.final_norm(model, budget, split=split) if last else 0
-    vision = (
-        activations.vision_tower(
-            model, budget, tensor=parallel.tensor, sequence=parallel.sequence, recompute=layout.recompute
-        )
-        if first
-        else 0
-    )
-    unpadded = sum(parameter.elements for parameter in held) * BYTES[request.dtype]
     again = activations.recomputed(
         model, budget, tensor=tensor, context=context, sequence=sequence, recompute=layout.recompute
     )
+    vision = more = 0.0
+    if first:
+        vision = activations.vision_tower(
+            model, budget, tensor=tensor, sequence=sequence, recompute=layout.recompute, frozen=request.frozen
+        )
+        if "vision" not in request.frozen:  # one layer at a time, of the language model or of the tower
+            once = activations.recomputed_vision(
+                model, budget, tensor=tensor, sequence=sequence, recompute=layout.recompute
+            )
+            more = max(0.0, once - again)
     return {
         "weights": state.weights,
         "reference": unpadded if request.reference else 0,
         "gradients": state.gradients,
         "optimizer": state.optimizer,
-        "activations": round(saved * in_flight + again),
-        "vision": round(vision * in_flight),
+        "activations": round(saved * in_flight + again + activations.between_layers(model, budget)),
+        "vision": round(vision * in_flight + more),
         "logits": round(activations.head(model, budget, tensor=parallel.tensor)) if last else 0,
         "reserve": round(request.reserve_gib * GIB),
     }
@@ -211,7 +188,9 @@ def _cost(request: Request, layout: Layout, data: int, layers: list[int]) -> flo
     """Relative time of an update; docs/planning.md states each part."""
     parallel = layout.parallel
     compute = {"none": 1.0, "selective": 1.05, "full": 1.33}[layout.recompute]
-    tower = parameter_count(replace(request.model, layers=0, vocab=0)) * request.patches / max(1, request.tokens)
+    # Context ranks share the tokens, not the patches: images lie at the beginnings of sequences, on one of the ranks.
+    tower = parameter_count(replace(request.model, layers=0, vocab=0)) * request.patches / request.tokens
+    tower *= parallel.context
     per_layer = (parameter_count(request.model) - parameter_count(replace(request.model, layers=0))) / (
         request.model.layers
     )
@@ -298,17 +277,43 @@ def describe(layout: Layout) -> str:
 
 
 def _nothing_fits(request: Request, unfit: list[Plan], refused: list[str]) -> str:
+    frozen = ", ".join(request.frozen) or "nothing"
     asked = (
         f"nothing fits: {parameter_count(request.model):,} parameters in {request.dtype} on {request.gpus} GPUs "
         f"({request.trainer_gpus} train) of {request.memory_gib:g} GiB ({request.reserve_gib:g} reserved), "
         f"{request.tokens} tokens and {request.patches} patches a microbatch, {request.microbatches} microbatches, "
         f"rollouts {request.placement} with {request.kv_tokens} KV tokens, reference model "
-        f"{'yes' if request.reference else 'no'}"
+        f"{'yes' if request.reference else 'no'}, frozen: {frozen}"
     )
-    if unfit:
-        nearest = unfit[0]
-        return (
-            f"{asked}; nearest is {describe(nearest.layout)}: {nearest.problem}; give more GPUs or memory, or fewer "
-            "tokens, patches or KV tokens"
-        )
-    return f"{asked}; no layout is possible: {refused[0] if refused else 'no divisors'}"
+    if not unfit:
+        return f"{asked}; no layout is possible: {refused[0] if refused else 'no divisors'}"
+    nearest = "\n".join(f"  {describe(plan.layout)}: {plan.problem}" for plan in unfit[:3])
+    enough = [words for words, other in _remedies(request) if _anything_fits(other)]
+    remedy = f"any one of these would do: {'; '.join(enough)}" if enough else "more GPUs, or GPUs with more memory"
+    return f"{asked}; nearest:\n{nearest}\n{remedy}"
+
+
+def _remedies(request: Request) -> Iterator[tuple[str, Request]]:
+    """Requests a step smaller than ``request``, each with what to say for it."""
+    if request.reference:
+        yield "--no-reference (no KL)", replace(request, reference=False)
+    if request.tokens > 1:
+        tokens, patches = -(-request.tokens // 4), -(-request.patches // 4)
+        yield f"--tokens {tokens} --patches {patches}", replace(request, tokens=tokens, patches=patches)
+    if request.kv_tokens > 1:
+        fewer = -(-request.kv_tokens // 4)
+        yield f"--kv-tokens {fewer}", replace(request, kv_tokens=fewer)
+    for times in (2, 4):
+        engines = request.engine_gpus * times
+        yield f"--gpus {request.gpus * times}", replace(request, gpus=request.gpus * times, engine_gpus=engines)
+
+
+def _anything_fits(request: Request) -> bool:
+    return any(plan is not None and not plan.problem for plan in map(partial(_try, request), candidates(request)))
+
+
+def _try(request: Request, layout: Layout) -> Plan | None:
+    try:
+        return weigh(request, layout)
+    except ValueError:
+        return None

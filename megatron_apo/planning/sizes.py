@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from model_providers.qwen_vl.shape import QwenVLShape
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,11 @@ def _from_directory(directory: Path) -> ModelSize:
     register_missing_operators()  # before transformers is first imported
     from model_providers.qwen_vl.shape import read_shape
 
-    shape = read_shape(directory)
+    return size_of(read_shape(directory))
+
+
+def size_of(shape: QwenVLShape) -> ModelSize:
+    """The sizes of an architecture as the provider reads it."""
     vision = shape.vision
     return ModelSize(
         hidden=shape.hidden,
@@ -90,7 +98,7 @@ def _from_directory(directory: Path) -> ModelSize:
         v_heads=vision.heads,
         v_ffn=vision.ffn,
         v_full=len(vision.full_attention_layers),
-        v_gated=vision.window_size > 0,
+        v_gated=vision.gated,
         v_patch_values=vision.patch_values,
         merge=vision.spatial_merge_size,
         head_size=shape.head_size,

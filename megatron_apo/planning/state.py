@@ -10,11 +10,15 @@ lcm(128, ranks), and give a shared embedding a bucket of its own; each rank's op
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 from megatron_apo.planning.sizes import ModelSize
+from model_providers.qwen_vl.layout import VISION_FFN_MULTIPLE, padded_width
 
 BYTES = {"float32": 4, "bfloat16": 2}
+PARTS = ("vision", "merger", "language")  # what can be frozen
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,13 @@ class Parameter:
     name: str
     elements: int
     shared: bool = False
+
+    @property
+    def part(self) -> str:
+        """The one of ``PARTS`` that it belongs to."""
+        if not self.name.startswith("vision."):
+            return "language"
+        return "merger" if self.name.startswith("vision.merger.") else "vision"
 
 
 @dataclass(frozen=True)
@@ -35,9 +46,17 @@ class StateBytes:
     optimizer: int
 
 
-def stage_parameters(model: ModelSize, *, tensor: int, first: bool, last: bool, layers: int) -> list[Parameter]:
+def stage_parameters(
+    model: ModelSize,
+    *,
+    tensor: int,
+    first: bool,
+    last: bool,
+    layers: int,
+    vision_ffn_multiple: int = VISION_FFN_MULTIPLE,
+) -> list[Parameter]:
     """What one rank of a stage with ``layers`` language layers holds, in module order."""
-    found = _vision(model, tensor) if first else []
+    found = _vision(model, tensor, padded_width(model.v_ffn, vision_ffn_multiple)) if first else []
     shared = model.tied and not (first and last)
     table = -(-model.vocab // tensor) * model.hidden
     if first:
@@ -62,8 +81,8 @@ def stage_parameters(model: ModelSize, *, tensor: int, first: bool, last: bool, 
     return found
 
 
-def _vision(model: ModelSize, tensor: int) -> list[Parameter]:
-    width, ffn = model.v_hidden, _up(model.v_ffn, tensor) // tensor  # padded with zeros where it does not divide
+def _vision(model: ModelSize, tensor: int, padded_ffn: int) -> list[Parameter]:
+    width, ffn = model.v_hidden, padded_ffn // tensor
     gates = 2 if model.v_gated else 1
     norm = {"weight": width} if model.v_gated else {"weight": width, "bias": width}
     layer = {
@@ -92,9 +111,11 @@ def _vision(model: ModelSize, tensor: int) -> list[Parameter]:
     ]
 
 
+@lru_cache(maxsize=64)
 def parameter_count(model: ModelSize) -> int:
-    """Parameters of the whole model, a tied table once."""
-    return sum(p.elements for p in stage_parameters(model, tensor=1, first=True, last=True, layers=model.layers))
+    """Parameters of the whole model as published: a tied table once, no padding."""
+    whole = stage_parameters(model, tensor=1, first=True, last=True, layers=model.layers, vision_ffn_multiple=1)
+    return sum(parameter.elements for parameter in whole)
 
 
 def _up(value: int, multiple: int) -> int:
@@ -128,26 +149,37 @@ def buckets(parameters: list[Parameter], ranks: int) -> list[tuple[int, list[tup
 
 
 def state_bytes(
-    parameters: list[Parameter], *, dtype: str, data: int, distributed: bool, rank: int | None = None
+    parameters: list[Parameter],
+    *,
+    dtype: str,
+    data: int,
+    distributed: bool,
+    rank: int | None = None,
+    frozen: Collection[str] = (),
 ) -> StateBytes:
     """Bytes of one rank; ``rank``: the data-parallel rank, None for the one whose optimizer holds most.
 
     Master weights only in bfloat16: float32 parameters are their own. Adam keeps two float32 moments and a float32
-    step count for each tensor that the rank holds a piece of.
+    step count for each tensor that the rank holds a piece of. ``frozen``: of ``PARTS``; they are weights alone.
     """
     per_element = 8 if dtype == "float32" else 12
+    trained = [p for p in parameters if p.part not in frozen]
+    still = sum(p.elements for p in parameters) - sum(p.elements for p in trained)
     if not distributed:
-        count = sum(p.elements for p in parameters)
-        return StateBytes(count * BYTES[dtype], 4 * count, per_element * count + 4 * len(parameters))
-    found = buckets(parameters, data)
+        count = sum(p.elements for p in trained)
+        return StateBytes((count + still) * BYTES[dtype], 4 * count, per_element * count + 4 * len(trained))
+    found = buckets(trained, data)
     padded = sum(size for size, _ in found)
-    held = []
-    for number in range(data) if rank is None else [rank]:
-        elements = tensors = 0
-        for size, places in found:
-            low, high = size // data * number, size // data * (number + 1)
-            pieces = [min(end, high) - max(start, low) for start, end in places]
-            elements += sum(piece for piece in pieces if piece > 0)
-            tensors += sum(piece > 0 for piece in pieces)
-        held.append(per_element * elements + 4 * tensors)
-    return StateBytes(padded * BYTES[dtype], 4 * padded, max(held))
+    held = _held(found, data, per_element)
+    return StateBytes((padded + still) * BYTES[dtype], 4 * padded, max(held) if rank is None else held[rank])
+
+
+def _held(found: list[tuple[int, list[tuple[int, int]]]], ranks: int, per_element: int) -> list[int]:
+    """Bytes of optimizer state of each rank: its equal piece of every bucket, without the gaps between tensors."""
+    held = [0] * ranks
+    for size, places in found:
+        piece = size // ranks
+        for start, end in places:
+            for rank in range(start // piece, -(-end // piece)):
+                held[rank] += per_element * (min(end, piece * (rank + 1)) - max(start, piece * rank)) + 4
+    return held

@@ -18,7 +18,7 @@ from megatron_apo.config import Config, ModelConfig, OptimizerConfig, ParallelCo
 from megatron_apo.layout import layout_of
 from megatron_apo.parallel.groups import Groups, launched_processes
 from megatron_apo.platform.torchvision_cpu import register_missing_operators
-from model_providers.qwen_vl.layout import check_layout
+from model_providers.qwen_vl.layout import VISION_FFN_MULTIPLE, check_layout
 from model_providers.qwen_vl.loading import load_hf_checkpoint
 from model_providers.qwen_vl.megatron_config import BuildSettings
 from model_providers.qwen_vl.model import QwenVLModel
@@ -29,7 +29,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass
 class TrainingState:
-    """Everything of a trainer that lives on this rank. ``reference`` is None when no KL is asked for.
+    """Everything of a trainer that lives on this rank. ``reference`` is None when no KL is asked for; ``frozen`` says
+    which parts of the model are.
 
     ``model`` and ``reference`` hold the chunks of this pipeline stage, one unless the pipeline is interleaved.
     """
@@ -40,6 +41,7 @@ class TrainingState:
     optimizer: Any
     scheduler: OptimizerParamScheduler
     reference: list[Any] | None
+    frozen: dict[str, bool]
 
 
 def build_settings(config: Config) -> BuildSettings:
@@ -59,7 +61,7 @@ def build_settings(config: Config) -> BuildSettings:
 
 
 def check_shape_layout(
-    parallel: ParallelConfig, shape: QwenVLShape, world_size: int, *, vision_ffn_multiple: int = 1
+    parallel: ParallelConfig, shape: QwenVLShape, world_size: int, *, vision_ffn_multiple: int = VISION_FFN_MULTIPLE
 ) -> None:
     """ValueError naming every factor and everything wrong with the layout for this model and so many processes."""
     check_layout(layout_of(parallel, world_size, vision_ffn_multiple=vision_ffn_multiple), shape.divided)
@@ -108,9 +110,14 @@ def for_scoring(chunks: list[QwenVLModel], settings: BuildSettings) -> list[Any]
     return [_wrap(chunk, settings).eval().requires_grad_(False) for chunk in chunks]
 
 
+def frozen_parts(config: ModelConfig) -> dict[str, bool]:
+    """Which parts of the model take no gradient."""
+    return {"vision": config.freeze_vision, "merger": config.freeze_merger, "language": config.freeze_language}
+
+
 def freeze(model: QwenVLModel, config: ModelConfig) -> None:
     """Takes the gradient from the parts that ``config`` freezes: they get no gradient buffer and no optimizer state."""
-    frozen = {"vision": config.freeze_vision, "merger": config.freeze_merger, "language": config.freeze_language}
+    frozen = frozen_parts(config)
     for name, parameter in model.named_parameters():
         if name.startswith("language_model."):
             part = "language"
@@ -188,7 +195,8 @@ def build_training_state(config: Config, groups: Groups, *, updates: int, refere
     initial = None
     if reference:
         initial = for_scoring(build_chunks(shape, settings, groups, config.model.path), settings)
-    return TrainingState(shape, settings, model, optimizer, _scheduler(optimizer, config.optimizer, updates), initial)
+    scheduler = _scheduler(optimizer, config.optimizer, updates)
+    return TrainingState(shape, settings, model, optimizer, scheduler, initial, frozen_parts(config.model))
 
 
 def describe_optimizer(optimizer: Any) -> str:

@@ -4,13 +4,14 @@ Packed sequences travel as one batch row [T, 1, heads, size] with their boundari
 not "thd" on purpose: Megatron's rotary code for "thd" restarts positions at each boundary unless the frequency table's
 length matches exactly, silently; with a frequency per token it must not look at boundaries at all.
 
-Shape suffixes: T packed tokens (of this context rank), N sequences, S longest sequence, Q its piece, A heads, D head
-size.
+Shape suffixes: T packed tokens (of this context rank), N sequences of a bucket, S longest of them, Q its piece,
+A heads, D head size.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,24 +30,28 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch.nn import functional
 
+from model_providers.qwen_vl.buckets import Buckets, bucketed
 from model_providers.qwen_vl.context import ContextLayout, ContextShare
+from model_providers.qwen_vl.weight_map import STORED_NORMS
 
 LAYER_SPECS = ("local", "transformer_engine")
 
 
 @dataclass
 class PackedLayout(PackedSeqParams):
-    """Boundaries of the packed sequences, with the gathers between [T] and padded [N, S] made once per batch.
+    """Boundaries of the packed sequences.
 
-    ``pad_index_NS`` maps padded cells to tokens (cells beyond a sequence's end point at token 0 and are never read
-    back); ``unpad_index_T`` is its inverse; ``key_mask_NS`` is None when all sequences are equally long. ``context``
-    takes their place where context ranks share the sequences; the boundaries are those of the whole sequences then.
+    ``context`` says what this rank has of them where context ranks share the sequences; the boundaries are those of the
+    whole sequences then.
     """
 
-    pad_index_NS: torch.Tensor | None = None
-    unpad_index_T: torch.Tensor | None = None
-    key_mask_NS: torch.Tensor | None = None
     context: ContextShare | None = None
+
+    @cached_property
+    def buckets(self) -> Buckets:
+        """The local attention's gathers and masks, made when first asked for: Transformer Engine needs none."""
+        assert self.cu_seqlens_q is not None
+        return bucketed(self.cu_seqlens_q)
 
 
 def packed_layout(
@@ -64,22 +69,12 @@ def packed_layout(
         max_seqlen_q=max_seqlen,
         max_seqlen_kv=max_seqlen,
     )
-    if context_size > 1:
-        return PackedLayout(**boundaries, context=ContextShare(cu_seqlens, max_seqlen, context_rank, context_size))
-    starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
-    column = torch.arange(max_seqlen, device=cu_seqlens.device)
-    inside = column < (ends - starts)[:, None]
-    pad_index = torch.where(inside, starts[:, None] + column, 0)
-    return PackedLayout(
-        **boundaries,
-        pad_index_NS=pad_index,
-        unpad_index_T=inside.reshape(-1).nonzero().squeeze(1),
-        key_mask_NS=None if bool(inside.all()) else inside,
-    )
+    share = ContextShare(cu_seqlens, context_rank, context_size) if context_size > 1 else None
+    return PackedLayout(**boundaries, context=share)
 
 
 class PackedAttention(MegatronModule):
-    """Core attention over packed sequences: one batched SDPA over the padded [N, S], no [T, T] mask.
+    """Core attention over packed sequences: a batched SDPA over each bucket's padded [N, S], no [T, T] mask.
 
     Right padding needs no mask under causal attention: a real token never looks to its right. Context ranks gather each
     other's keys and values, and sum the gradients of their own over all ranks on the way back.
@@ -122,60 +117,60 @@ class PackedAttention(MegatronModule):
                     "layers.packed_layout context_rank and context_size"
                 )
             return self._context_forward(query, key, value, layout.context.attention)
-        assert layout.pad_index_NS is not None and layout.unpad_index_T is not None
-        query_NASD, key_NASD, value_NASD = (
-            _pad(tensor.squeeze(1), layout.pad_index_NS) for tensor in (query, key, value)
-        )
-        mask = None
-        if not self.causal and layout.key_mask_NS is not None:
-            mask = layout.key_mask_NS[:, None, None, :]
-        out_NASD = functional.scaled_dot_product_attention(
-            query_NASD,
-            key_NASD,
-            value_NASD,
-            attn_mask=mask,
-            is_causal=self.causal,
-            scale=self.softmax_scale,
-            enable_gqa=query.shape[2] != key.shape[2],
-        )
-        out = out_NASD.transpose(1, 2).flatten(2).flatten(0, 1)
-        if layout.key_mask_NS is not None:
-            out = out.index_select(0, layout.unpad_index_T)
-        return out.unsqueeze(1)
+        parts, pad = [], _gathered if layout.buckets.unpad_index_T is not None else _viewed
+        for bucket in layout.buckets.buckets:
+            query_NASD, key_NASD, value_NASD = (
+                pad(tensor.squeeze(1), bucket.pad_index_NS) for tensor in (query, key, value)
+            )
+            masked = not self.causal and bucket.key_mask_NS is not None
+            out_NASD = functional.scaled_dot_product_attention(
+                query_NASD,
+                key_NASD,
+                value_NASD,
+                attn_mask=bucket.key_mask_NS[:, None, None, :] if masked and bucket.key_mask_NS is not None else None,
+                is_causal=self.causal,
+                scale=self.softmax_scale,
+                enable_gqa=query.shape[2] != key.shape[2],
+            )
+            parts.append(out_NASD.transpose(1, 2).flatten(2).flatten(0, 1))
+        return _unpad(parts, layout.buckets.unpad_index_T)
 
     def _context_forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, context: ContextLayout
     ) -> torch.Tensor:
         """This rank's queries against the keys and values of all context ranks."""
         pairs = gather_from_sequence_parallel_region(torch.cat((key, value), dim=-1), group=self.context_group)
-        sequences, longest = context.key_index_NS.shape
-        pairs = pairs.squeeze(1).index_select(0, context.key_index_NS.reshape(-1))
-        pairs = pairs.view(sequences, longest, *pairs.shape[1:]).transpose(1, 2)
-        key_NASD, value_NASD = pairs.split((key.shape[-1], value.shape[-1]), dim=-1)
-        pieces = []
-        for index_NQ, columns, mask in zip(context.query_index_2NQ, context.key_columns, context.masks, strict=True):
-            query_NQAD = query.squeeze(1).index_select(0, index_NQ.reshape(-1)).view(*index_NQ.shape, *query.shape[2:])
-            piece = functional.scaled_dot_product_attention(
-                query_NQAD.transpose(1, 2),
-                key_NASD[:, :, :columns],
-                value_NASD[:, :, :columns],
-                attn_mask=mask,
-                scale=self.softmax_scale,
-                enable_gqa=query.shape[2] != key.shape[2],
-            )
-            pieces.append(piece.transpose(1, 2).flatten(2))
-        out = torch.stack(pieces, dim=1).flatten(0, 2)
-        return out.index_select(0, context.unpad_index_R).unsqueeze(1)
+        parts = []
+        for bucket in context.buckets:
+            pairs_NASD = _gathered(pairs.squeeze(1), bucket.key_index_NS)
+            key_NASD, value_NASD = pairs_NASD.split((key.shape[-1], value.shape[-1]), dim=-1)
+            for index_NQ, columns, mask in zip(bucket.query_index_2NQ, bucket.key_columns, bucket.masks, strict=True):
+                piece = functional.scaled_dot_product_attention(
+                    _gathered(query.squeeze(1), index_NQ),
+                    key_NASD[:, :, :columns],
+                    value_NASD[:, :, :columns],
+                    attn_mask=mask,
+                    scale=self.softmax_scale,
+                    enable_gqa=query.shape[2] != key.shape[2],
+                )
+                parts.append(piece.transpose(1, 2).flatten(2).flatten(0, 1))
+        return _unpad(parts, context.unpad_index_R)
 
 
-def _pad(tensor_TAD: torch.Tensor, pad_index_NS: torch.Tensor) -> torch.Tensor:
+def _gathered(tensor_TAD: torch.Tensor, index_NS: torch.Tensor) -> torch.Tensor:
     """[T, A, D] -> [N, A, S, D]."""
-    sequences, longest = pad_index_NS.shape
-    if sequences * longest == tensor_TAD.shape[0]:  # equally long: a view
-        padded = tensor_TAD.reshape(sequences, longest, *tensor_TAD.shape[1:])
-    else:
-        padded = tensor_TAD.index_select(0, pad_index_NS.reshape(-1)).view(sequences, longest, *tensor_TAD.shape[1:])
-    return padded.transpose(1, 2)
+    return tensor_TAD.index_select(0, index_NS.reshape(-1)).view(*index_NS.shape, *tensor_TAD.shape[1:]).transpose(1, 2)
+
+
+def _viewed(tensor_TAD: torch.Tensor, index_NS: torch.Tensor) -> torch.Tensor:
+    """``_gathered`` where the index only counts: one bucket of equally long sequences, nothing to copy."""
+    return tensor_TAD.reshape(*index_NS.shape, *tensor_TAD.shape[1:]).transpose(1, 2)
+
+
+def _unpad(parts: list[torch.Tensor], index_T: torch.Tensor | None) -> torch.Tensor:
+    """Cells [.., A * D] of all buckets -> [T, 1, A * D]."""
+    cells = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return (cells if index_T is None else cells.index_select(0, index_T)).unsqueeze(1)
 
 
 class RMSNorm(torch.nn.Module):
@@ -239,6 +234,7 @@ def _local_layer(mask: AttnMaskType, normalization: str) -> ModuleSpec:
                 module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
             ),
             mlp_bda=get_bias_dropout_add,
+            sharded_state_dict_keys_map=dict(STORED_NORMS),
         ),
     )
 

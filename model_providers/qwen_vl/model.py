@@ -23,6 +23,7 @@ from model_providers.qwen_vl.image_inputs import check_image_inputs
 from model_providers.qwen_vl.layers import block_spec
 from model_providers.qwen_vl.layout import Layout, check_chunk, check_group_sizes, check_layout
 from model_providers.qwen_vl.megatron_config import BuildSettings, language_config, vision_config
+from model_providers.qwen_vl.rotary import MultimodalAngles
 from model_providers.qwen_vl.shape import QwenVLShape
 from model_providers.qwen_vl.vision import VisionModel
 from model_providers.qwen_vl.weight_map import weight_map
@@ -134,8 +135,7 @@ class QwenVLModel(MegatronModule):
             vp_stage=vp_stage,
         )
 
-        # Position ids come already cut over the context ranks; Megatron's slice knows nothing of packed sequences.
-        self.language_model.rotary_pos_emb.cp_group = None
+        self.language_model.rotary_pos_emb = MultimodalAngles(shape.head_size, shape.rope_theta)
         self._mark_tensor_parallel_parameters()
 
     def _mark_tensor_parallel_parameters(self) -> None:
@@ -151,7 +151,13 @@ class QwenVLModel(MegatronModule):
         for name, parameter in self.named_parameters():  # cuts are the same in every layer: local numbers will do
             cut = rows[name].cut
             if cut is not None and not getattr(parameter, "tensor_model_parallel", False):
-                tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, cut, 1)
+                # Transformer Engine's wrappers set some of the three; Megatron's setter asserts that none is set.
+                for attribute, value in (
+                    ("tensor_model_parallel", True),
+                    ("partition_dim", cut),
+                    ("partition_stride", getattr(parameter, "partition_stride", 1)),
+                ):
+                    setattr(parameter, attribute, value)
 
     def set_input_tensor(self, input_tensor: Any) -> None:
         """Called by Megatron's pipeline schedule with what the stage before sent."""

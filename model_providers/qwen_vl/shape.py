@@ -117,6 +117,12 @@ def _config_json(directory: Path) -> dict[str, object]:
     return loaded
 
 
+def _classes(raw: dict[str, object]) -> str:
+    """What ``config.json`` says of the architecture, where it says something."""
+    classes = raw.get("architectures")
+    return f" ({', '.join(map(str, classes))})" if isinstance(classes, list) and classes else ""
+
+
 def _qwen2_5_vl_vision(vision: Any) -> VisionShape:
     return VisionShape(
         hidden=vision.hidden_size,
@@ -171,8 +177,8 @@ def read_shape(directory: str | Path) -> QwenVLShape:
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(
-            f"model.path={directory}: model_type is {model_type!r}, expected {' or '.join(map(repr, FAMILIES))}; "
-            "give the directory of a Qwen2.5-VL or Qwen2-VL checkpoint"
+            f"model.path={directory}: model_type is {model_type!r}{_classes(raw)}, expected "
+            f"{' or '.join(map(repr, FAMILIES))}; give the directory of a Qwen2.5-VL or Qwen2-VL checkpoint"
         )
     path = directory / "config.json"
     check_sections(path, raw)
@@ -182,7 +188,7 @@ def read_shape(directory: str | Path) -> QwenVLShape:
     config_class, vision_shape, activation = FAMILIES[model_type]
     try:
         config = getattr(transformers, config_class).from_dict(raw)
-    except StrictDataclassError as error:
+    except (StrictDataclassError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}; {REMEDY}") from error
     text, vision = config.text_config, config.vision_config
     check_values(path, config, activation)

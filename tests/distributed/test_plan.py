@@ -13,7 +13,7 @@ from megatron_apo.planning.state import stage_parameters, state_bytes
 from tests.distributed.launcher import Case, run_cases
 from tests.unit.model_providers.reference import make_checkpoint
 
-# name: (ranks, tensor, pipeline, dtype, distributed optimizer, tied)
+# name: (ranks, tensor, pipeline, dtype, distributed optimizer, tied); "frozen": the tower without its merger
 CASES = {
     "one": (1, 1, 1, "float32", False, True),
     "one_bf16": (1, 1, 1, "bfloat16", True, False),
@@ -22,6 +22,7 @@ CASES = {
     "data": (2, 1, 1, "bfloat16", True, True),
     "data_four": (4, 1, 1, "float32", True, False),
     "all": (4, 2, 2, "bfloat16", False, True),
+    "frozen": (2, 1, 1, "bfloat16", True, False),
     "shared_embedding": (4, 1, 2, "bfloat16", True, True),
 }
 
@@ -39,6 +40,7 @@ def weighed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"--parallel.tensor={tensor}",
             f"--parallel.pipeline={pipeline}",
             f"--parallel.distributed_optimizer={str(distributed).lower()}",
+            f"--model.freeze_vision={str(name == 'frozen').lower()}",
         ]
         cases.append(Case("tests.distributed.planned:weigh", ranks, str(root / name), {"overrides": overrides}))
     run_cases(cases)
@@ -57,7 +59,14 @@ def test_bytes_of_every_rank_are_those_that_were_built(weighed: Path, name: str)
             model, tensor=tensor, first=stage == 0, last=stage == pipeline - 1, layers=model.layers // pipeline
         )
         data = ranks // tensor // pipeline
-        planned = state_bytes(held, dtype=dtype, data=data, distributed=distributed, rank=rank["data_rank"])
+        planned = state_bytes(
+            held,
+            dtype=dtype,
+            data=data,
+            distributed=distributed,
+            rank=rank["data_rank"],
+            frozen=("vision",) if name == "frozen" else (),
+        )
         assert (planned.weights, planned.gradients, planned.optimizer) == (
             rank["weights"],
             rank["gradients"],

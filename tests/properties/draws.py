@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,6 +13,13 @@ TEXT_TOKENS = 280  # ids below it are text
 MERGE = 2
 PRIMES = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 6: (2, 3), 8: (2, 2, 2)}
 Grid = tuple[int, int, int]
+
+
+# What a draw's layout is at least, by its number: rare combinations would else hardly occur.
+KINDS: tuple[str, ...] = (
+    *("any", "pipeline", "interleaved", "uneven first stage", "tensor and sequence", "tensor and pipeline"),
+    *("context and pipeline", "tensor 4", "data and pipeline", "several"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Draw:
     """``form``: "packed", "padded" (every sequence to a multiple of 16 tokens more than it needs) or "alone" (a
     microbatch each). ``microbatches[d][m]``: sequences of microbatch m on data rank d. ``head``: "model" compares its
     logits, "trainer" the log-probabilities and entropies of the responses as the trainer computes them, at
-    ``temperature`` and ``chunk`` tokens at a time."""
+    ``temperature`` and ``chunk`` tokens at a time. ``pixel_scale``: a small one shows the norms' epsilon."""
 
     number: int
     family: str
@@ -54,6 +60,7 @@ class Draw:
     head: str
     temperature: float
     chunk: int
+    pixel_scale: float
     sequences: tuple[Sequence, ...]
     microbatches: tuple[tuple[tuple[int, ...], ...], ...]
 
@@ -61,6 +68,14 @@ class Draw:
     def data(self) -> int:
         parallel = self.parallel
         return self.world // (parallel.tensor * parallel.pipeline * parallel.context)
+
+    def outlasts(self, visual: Visual) -> bool:
+        """Whether a video's last time position lies beyond its height and width, so that the text after it counts on
+        from its time: transformers lets it count on from height and width alone (mrope.py)."""
+        time, height, width = visual.grid
+        rate = self.vision.get("tokens_per_second", 0)
+        last = int((time - 1) * (visual.seconds * rate if rate else 1.0))
+        return bool(visual.seconds) and last >= max(height, width) // MERGE
 
     @property
     def vision_ffn(self) -> int:
@@ -80,8 +95,9 @@ class Draw:
             "uneven first stage": parallel.first_stage_layers > 0,
             "sequence parallelism": parallel.sequence,
             "KV heads < TP": self.text["num_key_value_heads"] < parallel.tensor,
-            "vision FFN padded": self.vision_ffn % math.lcm(parallel.tensor, self.vision_ffn_multiple) > 0,
+            "vision FFN padded": self.vision_ffn % self.vision_ffn_multiple > 0,
             "video": any(v.seconds for v in visuals),
+            "video longer than wide": any(self.outlasts(v) for v in visuals),
             "still image": any(not v.seconds for v in visuals),
             "28 x 28 image": any(v.grid == (1, MERGE, MERGE) for v in visuals),
             "aspect ratio 20 or more": any(max(v.grid[1:]) >= 20 * min(v.grid[1:]) for v in visuals),
@@ -97,23 +113,23 @@ class Draw:
         return (
             f"draw {self.number}: {self.family} {self.text} {self.vision} tied={self.tied} world={self.world} "
             f"{parallel} recompute={self.recompute} vision_ffn_multiple={self.vision_ffn_multiple} {self.form} "
-            f"head={self.head} temperature={self.temperature} chunk={self.chunk} images={grids} "
-            f"microbatches={self.microbatches}"
+            f"head={self.head} temperature={self.temperature} chunk={self.chunk} pixels={self.pixel_scale} "
+            f"images={grids} microbatches={self.microbatches}"
         )
 
 
-def _text(dice: random.Random) -> dict[str, Any]:
-    heads, size = dice.choice([2, 4, 4, 8]), dice.choice([8, 16, 32])
+def _text(dice: random.Random, kind: str) -> dict[str, Any]:
+    heads, size = dice.choice([4, 8] if kind == "tensor 4" else [2, 4, 4, 8]), dice.choice([8, 16, 32])
     if heads * size > 128:
         size = 16
     sections = {8: [1, 1, 2], 16: [2, 3, 3], 32: [4, 6, 6]}[size]
     return dict(
         vocab_size=dice.choice([301, 304, 323]),
         hidden_size=heads * size,
-        num_hidden_layers=dice.choice([2, 3, 4, 4, 6, 8]),
+        num_hidden_layers=dice.choice([2, 3, 4, 4, 6, 8] if kind in ("any", "tensor 4") else [4, 6, 8]),
         num_attention_heads=heads,
         num_key_value_heads=dice.choice([n for n in (1, 2, 4, 8) if heads % n == 0]),
-        intermediate_size=dice.choice([48, 88, 90, 184]),
+        intermediate_size=dice.choice([48, 88, 184] if kind == "tensor 4" else [48, 88, 90, 184]),
         max_position_embeddings=2048,
         rms_norm_eps=dice.choice([1e-6, 1e-5]),
         rope_parameters={
@@ -124,8 +140,8 @@ def _text(dice: random.Random) -> dict[str, Any]:
     )
 
 
-def _vision(dice: random.Random, family: str, hidden: int) -> dict[str, Any]:
-    heads, size = dice.choice([2, 4, 4, 8]), dice.choice([8, 16])
+def _vision(dice: random.Random, family: str, hidden: int, kind: str) -> dict[str, Any]:
+    heads, size = dice.choice([4, 8] if kind == "tensor 4" else [2, 4, 4, 8]), dice.choice([8, 16])
     depth, patch = dice.choice([2, 3, 4]), dice.choice([4, 14])
     common = dict(
         depth=depth, num_heads=heads, patch_size=patch, spatial_merge_size=MERGE, in_channels=3, temporal_patch_size=2
@@ -142,7 +158,7 @@ def _vision(dice: random.Random, family: str, hidden: int) -> dict[str, Any]:
     )
 
 
-def _visual(dice: random.Random, name: str, tokens_per_second: int) -> Visual:
+def _visual(dice: random.Random, name: str) -> Visual:
     height, width = (MERGE * dice.randint(1, 6) for _ in range(2))
     kind = dice.random()
     if kind < 0.15:
@@ -151,20 +167,35 @@ def _visual(dice: random.Random, name: str, tokens_per_second: int) -> Visual:
         height, width = dice.choice([(MERGE, MERGE * 100), (MERGE * 40, MERGE)])
     if dice.random() > 0.3:
         return Visual(name, (1, height, width))
-    time, seconds = dice.randint(1, 4), dice.choice([0.1, 0.5, 0.75, 1.0, 2.0])
-    # transformers lets the text go on inside the time of a video that lasts longer than it is wide (mrope.py).
-    last = int((time - 1) * (seconds * tokens_per_second if tokens_per_second else 1.0))
-    return Visual(name, (time, height, max(width, MERGE * (last + 1))), seconds)
+    return Visual(name, (dice.randint(1, 4), height, width), dice.choice([0.1, 0.5, 0.75, 1.0, 2.0]))
 
 
-def _sequences(dice: random.Random, tokens_per_second: int) -> tuple[Sequence, ...]:
-    known = [_visual(dice, f"visual {number}", tokens_per_second) for number in range(dice.randint(1, 5))]
+def _sequences(dice: random.Random) -> tuple[Sequence, ...]:
+    known = [_visual(dice, f"visual {number}") for number in range(dice.randint(1, 5))]
     most = 0 if dice.random() < 0.1 else 3
     sequences = []
     for _ in range(dice.randint(2, 6)):
         count = dice.randint(min(1, most), most) if dice.random() < 0.7 else 0
         sequences.append(Sequence(tuple(dice.choices(known, k=count)), dice.randint(1, 5), dice.randint(1, 20)))
     return tuple(sequences)
+
+
+def _is_of(kind: str, world: int, parallel: ParallelConfig) -> bool:
+    pipeline, tensor, context = parallel.pipeline, parallel.tensor, parallel.context
+    data = world // (pipeline * tensor * context)
+    interleaved, uneven = parallel.virtual_pipeline > 1, parallel.first_stage_layers > 0
+    return {
+        "any": True,
+        "pipeline": pipeline > 1 and not interleaved,
+        "interleaved": interleaved,
+        "uneven first stage": uneven,
+        "tensor and sequence": parallel.sequence,
+        "tensor and pipeline": tensor > 1 and pipeline > 1,
+        "context and pipeline": context > 1 and pipeline > 1,
+        "tensor 4": tensor == 4,
+        "data and pipeline": data > 1 and pipeline > 1,
+        "several": sum(size > 1 for size in (pipeline, tensor, context, data)) > 1,
+    }[kind]
 
 
 def layout_of(dice: random.Random, largest_world: int) -> tuple[int, ParallelConfig]:
@@ -209,9 +240,10 @@ def _deal(dice: random.Random, draw: Draw) -> Draw:
 def draw_case(number: int, *, largest_world: int = 4, attempt: int = 0) -> Draw:
     """The draw of this number; another ``attempt`` draws another layout for the same model and inputs."""
     dice = random.Random(f"case {number}")
+    kind = KINDS[number % len(KINDS)] if largest_world >= 4 else "any"
     family = dice.choice(["qwen2_5_vl", "qwen2_vl"])
-    text = _text(dice)
-    vision = _vision(dice, family, text["hidden_size"])
+    text = _text(dice, kind)
+    vision = _vision(dice, family, text["hidden_size"], kind)
     draw = Draw(
         number=number,
         family=family,
@@ -221,14 +253,18 @@ def draw_case(number: int, *, largest_world: int = 4, attempt: int = 0) -> Draw:
         world=1,
         parallel=ParallelConfig(),
         recompute=dice.choice(["none", "none", "selective", "full"]),
-        vision_ffn_multiple=dice.choice([1, 1, 8, 16]),
+        vision_ffn_multiple=dice.choice([8, 8, 16, 128]),
         form=dice.choice(["packed", "packed", "padded", "alone"]),
         head=dice.choice(["model", "trainer"]),
         temperature=dice.choice([0.7, 1.0, 1.3]),
         chunk=dice.choice([1, 7, 1024]),
-        sequences=_sequences(dice, vision.get("tokens_per_second", 0)),
+        pixel_scale=dice.choice([1.0, 1.0, 0.01]),
+        sequences=_sequences(dice),
         microbatches=(),
     )
     layouts = random.Random(f"layout {number} {largest_world} {attempt}")
-    world, parallel = layout_of(layouts, largest_world)
+    while True:
+        world, parallel = layout_of(layouts, largest_world)
+        if _is_of(kind, world, parallel):
+            break
     return _deal(layouts, replace(draw, world=world, parallel=parallel))

@@ -40,6 +40,29 @@ def swap_query_and_key() -> None:
     _after_loading(spoil)
 
 
+def swap_query_and_key_of_language() -> None:
+    """The last query head of each group of the language model, and its key."""
+
+    def spoil(model: Any) -> None:
+        for layer in model.language_model.decoder.layers:
+            attention = layer.self_attention
+            groups = attention.num_query_groups_per_partition
+            for tensor in attention.linear_qkv.parameters():
+                rows = tensor.view(groups, -1, attention.hidden_size_per_attention_head, *tensor.shape[1:])
+                rows[:, -3:-1] = rows[:, -3:-1].flip(1)
+
+    _after_loading(spoil)
+
+
+def leave_a_bias_of_language_at_zero() -> None:
+    """One of the language model's query, key and value rows."""
+
+    def spoil(model: Any) -> None:
+        model.language_model.decoder.layers[0].self_attention.linear_qkv.bias.zero_()
+
+    _after_loading(spoil)
+
+
 def leave_a_bias_at_zero() -> None:
     """One of the vision tower's, as a loader that forgot it would."""
 
@@ -99,6 +122,8 @@ def restart_at_every_boundary() -> None:
 BUGS: dict[str, Callable[[], None]] = {
     "swap query and key": swap_query_and_key,
     "leave a bias at zero": leave_a_bias_at_zero,
+    "swap query and key of the language model": swap_query_and_key_of_language,
+    "leave a bias of the language model at zero": leave_a_bias_of_language_at_zero,
     "skip the window permutation": skip_the_window_permutation,
     "drop the seconds of videos": drop_the_seconds_of_videos,
     "restart positions": restart_positions,

@@ -28,6 +28,8 @@ from megatron_apo.training.microbatches import pack_microbatch, response_places,
 from megatron_apo.training.setup import build_training_state
 from megatron_apo.weight_sync.export import export_tensors, main_gradients
 from model_providers.qwen_vl.loading import global_parameters, model_rows
+from model_providers.qwen_vl.mrope import mrope_position_ids
+from model_providers.qwen_vl.shape import read_shape
 from model_providers.qwen_vl.weight_map import published_name
 from tests.gradients import BOUND, largest, largest_error
 from tests.properties.draws import END, IMAGE, START, TEXT_TOKENS, VIDEO, Draw, draw_case
@@ -66,7 +68,7 @@ def samples_of(draw: Draw) -> list[TrainingSample]:
 def pixels_of(draw: Draw, name: str, grid: tuple[int, int, int]) -> torch.Tensor:
     """float32 [patches, values], the same for every use of a visual."""
     values = draw.vision["in_channels"] * draw.vision["temporal_patch_size"] * draw.vision["patch_size"] ** 2
-    return torch.randn(math.prod(grid), values, generator=_generator(draw.number, name))
+    return draw.pixel_scale * torch.randn(math.prod(grid), values, generator=_generator(draw.number, name))
 
 
 def loss_weights(draw: Draw, place: int, length: int) -> torch.Tensor:
@@ -104,12 +106,21 @@ def hf_config(draw: Draw) -> Any:
 
 
 def reference(draw: Draw, directory: Path, dtype: torch.dtype) -> tuple[list[torch.Tensor], Tensors]:
-    """transformers' outputs of each sequence, and its gradients by published name."""
-    model = transformers_model(directory, dtype)
+    """transformers' outputs of each sequence, and its gradients by published name.
+
+    It finds the positions by itself, but where it departs from the models' own rule (``Draw.outlasts``).
+    """
+    model, shape = transformers_model(directory, dtype), read_shape(directory)
     found = []
     for place, (sample, sequence) in enumerate(zip(samples_of(draw), draw.sequences, strict=True)):
         shown = [(pixels_of(draw, v.name, v.grid), v.grid, v.seconds) for v in sequence.visuals]
-        logits = transformers_logits_of(model, sample.prompt_ids + sample.response_ids, shown)
+        positions = None
+        if any(draw.outlasts(visual) for visual in sequence.visuals):
+            grids, seconds = [v.grid for v in sequence.visuals], [v.seconds for v in sequence.visuals]
+            positions = mrope_position_ids(
+                sample.prompt_ids, len(sample.response_ids), grids, shape.vision_tokens, seconds
+            )
+        logits = transformers_logits_of(model, sample.prompt_ids + sample.response_ids, shown, positions)
         weights = loss_weights(draw, place, len(logits)).to(dtype)
         if draw.head == "model":
             (logits * weights).sum().backward()

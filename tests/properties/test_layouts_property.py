@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.properties.injected import BUGS
-from tests.properties.layouts import failure, line_of, run_draws
+from tests.properties.layouts import failure, line_of, possible, run_draws
 
 DRAWS = 40
 
 
 # These show each bug: Qwen2.5-VL, ragged windows, a video of other than a second a patch, long responses.
-SHOWN_BY = [20, 31]
+SHOWN_BY = [40, 48]
+
+
+def test_the_draws_have_every_kind_of_layout() -> None:
+    """What the issue of layouts is about must be among the quick draws too, not only among the 500."""
+    found = Counter(factor for number in range(DRAWS) for factor in kinds_of(number))
+    wanted = (
+        "PP 2",
+        "PP 4",
+        "interleaved",
+        "uneven first stage",
+        "TP 2",
+        "TP 4",
+        "sequence parallelism",
+        "CP 2",
+        "DP 2",
+    )
+    more = ("KV heads < TP", "recompute full", "recompute selective", "video longer than wide", "vision FFN padded")
+    assert all(found[factor] >= 2 for factor in (*wanted, *more)), found
+
+
+def kinds_of(number: int) -> list[str]:
+    """The factors of the first possible layout of a draw."""
+    with tempfile.TemporaryDirectory() as folder:
+        return possible(number, 4, Path(folder))[0].factors()
 
 
 @pytest.fixture(scope="module")

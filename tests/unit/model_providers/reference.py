@@ -189,8 +189,10 @@ def _norm_in_own_precision(self: Any, hidden: torch.Tensor) -> torch.Tensor:
 Shown = tuple[torch.Tensor, Grid, float]  # patches, their grid, and the seconds between a video's temporal patches
 
 
-def transformers_logits_of(model: Any, sequence: Sequence[int], shown: Sequence[Shown]) -> torch.Tensor:
-    """Logits [tokens, V] of one sequence and its images and videos; transformers finds the positions by itself."""
+def transformers_logits_of(
+    model: Any, sequence: Sequence[int], shown: Sequence[Shown], positions_3T: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Logits [tokens, V] of one sequence and its images and videos; transformers finds the positions if not given."""
     ids = torch.tensor([sequence])
     given: dict[str, Any] = {}
     for videos, pixels, grids in (
@@ -204,6 +206,9 @@ def transformers_logits_of(model: Any, sequence: Sequence[int], shown: Sequence[
             if videos and model.config.model_type == "qwen2_5_vl":
                 given["second_per_grid_ts"] = torch.tensor([seconds for _, _, seconds in chosen])
     kinds = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+    if positions_3T is not None:
+        # Without a mask transformers takes positions that do not count up by one for the starts of packed sequences.
+        given |= {"position_ids": positions_3T[:, None], "attention_mask": torch.ones_like(ids)}
     logits: torch.Tensor = model(input_ids=ids, mm_token_type_ids=kinds, **given).logits[0]
     return logits
 

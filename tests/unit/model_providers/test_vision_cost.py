@@ -1,4 +1,4 @@
-"""What the vision tower makes for many images: one attention a layer, and nothing of patches x patches."""
+"""What the vision tower makes for many images: a batched attention a layer, and nothing of patches x patches."""
 
 from __future__ import annotations
 
@@ -21,18 +21,23 @@ WINDOWED_LAYERS, LAYERS = 2, 3
 
 
 class Watch(TorchDispatchMode):
-    """Counts operations by name; ``largest``: elements of the largest tensor of any kind."""
+    """Counts operations by name; ``largest``: elements of the largest tensor of any kind; ``cells``: query-key pairs of
+    the forward pass's attention, padding too."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: dict[str, int] = {}
         self.largest = 0
+        self.cells = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = str(func).removeprefix("aten.").split(".")[0]
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
         self.calls[name] = self.calls.get(name, 0) + 1
+        if "scaled_dot_product" in name and not name.endswith("backward"):
+            batch, _, queries, _ = args[0].shape
+            self.cells += batch * queries * args[1].shape[2]
         for leaf in results:
             self.largest = max(self.largest, leaf.untyped_storage().nbytes() // leaf.element_size())
         return out
@@ -67,10 +72,17 @@ def watch(model: QwenVLModel, grids: list[Grid]) -> Watch:
 
 
 def test_one_attention_a_layer_however_many_images(models: dict[str, QwenVLModel]) -> None:
-    one, many = watch(models["none"], GRIDS[:1]), watch(models["none"], GRIDS * 4)
-    assert one.attentions == many.attentions == LAYERS
-    ragged = watch(models["none"], GRIDS)  # five images already need what padding needs
+    """Of frames that differ much in size, one for each bucket: here of 60 to 80 patches, and of 28 and 4."""
+    assert watch(models["none"], GRIDS[:1]).attentions == LAYERS
+    ragged, many = watch(models["none"], GRIDS), watch(models["none"], GRIDS * 4)
+    assert ragged.attentions == WINDOWED_LAYERS + 2
     assert many.calls == ragged.calls
+
+
+def test_small_images_beside_a_large_one_are_cheap(models: dict[str, QwenVLModel]) -> None:
+    """A frame of 1,600 patches, and 16 of 4: padded to the large one's they would cost 17 times as much."""
+    alone, beside = watch(models["none"], [(1, 40, 40)]), watch(models["none"], [(1, 40, 40)] + [(1, 2, 2)] * 16)
+    assert beside.cells < 1.02 * alone.cells
 
 
 def test_no_tensor_of_patches_by_patches(models: dict[str, QwenVLModel]) -> None:
@@ -85,7 +97,7 @@ def test_the_largest_tensor_grows_as_the_images(models: dict[str, QwenVLModel]) 
     assert many <= 4 * few
 
 
-@pytest.mark.parametrize(("recompute", "more"), [("selective", LAYERS), ("full", LAYERS)])
-def test_recompute_applies_to_the_tower(models: dict[str, QwenVLModel], recompute: str, more: int) -> None:
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_recompute_applies_to_the_tower(models: dict[str, QwenVLModel], recompute: str) -> None:
     """Each layer's attention runs once more in the backward pass."""
-    assert watch(models[recompute].train(), GRIDS).attentions == LAYERS + more
+    assert watch(models[recompute].train(), GRIDS).attentions == 2 * (WINDOWED_LAYERS + 2)

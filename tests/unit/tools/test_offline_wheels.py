@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import venv
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from tools.offline_wheels import join, pack
+from tools.offline_wheels import join, main, pack
 
 MIB = 1 << 20
 
@@ -60,5 +63,48 @@ def test_a_manifest_cannot_name_files_elsewhere(packed: Path) -> None:
 
 
 def test_output_that_is_not_empty_is_refused(packed: Path) -> None:
-    with pytest.raises(ValueError, match="not empty"):
+    with pytest.raises(ValueError, match="not an empty directory"):
         pack(packed / "packages", packed / "out", 1)
+
+
+def test_what_cannot_be_is_refused_before_anything_is_downloaded(
+    packed: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    listed = packed / "list.txt"
+    listed.write_text("no-such-package-here\n")
+    asked = ["prepare", "--requirements", str(listed)]
+    assert main([*asked, "--output", str(packed / "out")]) == 2
+    assert main([*asked, "--output", str(packed / "new"), "--part-mib", "0"]) == 2
+    said = capfd.readouterr()
+    assert "not an empty directory" in said.err and "--part-mib=0" in said.err
+    assert "no wheel for the host" not in said.out  # pip was not asked
+    assert not (packed / "new").exists()
+
+
+def wheel(directory: Path) -> Path:
+    """The smallest package: one module."""
+    path = directory / "carried_package-1.0-py3-none-any.whl"
+    info = "carried_package-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("carried_package.py", "ANSWER = 42\n")
+        file.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: carried-package\nVersion: 1.0\n")
+        file.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def test_the_script_beside_the_parts_installs_them(tmp_path: Path) -> None:
+    """In an interpreter's environment of its own, from the parts alone and without an index."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    wheel(packages)
+    pack(packages, tmp_path / "out", 1)
+    venv.create(tmp_path / "host", with_pip=True)
+    python = tmp_path / "host" / "bin" / "python"
+    subprocess.run([python, tmp_path / "out" / "install.py"], check=True, capture_output=True, timeout=120)
+    found = subprocess.run(
+        [python, "-c", "import carried_package; print(carried_package.ANSWER)"], capture_output=True, text=True
+    )
+    assert found.stdout.strip() == "42"
