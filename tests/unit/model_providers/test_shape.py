@@ -78,7 +78,7 @@ def test_untied_in_the_flat_form(tmp_path: Path) -> None:
         (
             "flat",
             {"model_type": "llava"},
-            r"model_type is 'llava' \(Qwen2_5_VLForConditionalGeneration\), expected 'qwen2_5_vl' or 'qwen2_vl'; give the",
+            r"model_type is 'llava' \(Qwen2_5_VLForConditionalGeneration\), expected 'qwen2_5_vl' or 'qwen2_vl'; give",
         ),
         ("flat", {"model_type": ["qwen2_vl"]}, r"model_type is \['qwen2_vl'\] \(.*\), expected"),
         ("flat", {"use_sliding_window": True}, "use_sliding_window=true is not supported"),
