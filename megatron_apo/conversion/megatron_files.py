@@ -6,7 +6,6 @@ The directory holds Megatron's own files and ``huggingface/`` (config, tokenizer
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from megatron_apo.conversion.metadata_file import read_metadata_file
+from megatron_apo.conversion.metadata_file import UnpicklingError, read_metadata_file
 from megatron_apo.training.stored_form import check_vision_ffn
 from model_providers.qwen_vl.weight_map import STORED_NORMS
 
@@ -172,7 +171,7 @@ def load_weights(model: Any, directory: Path) -> None:
     absent = drop_absent_extra_states(wanted["model0"], metadata)
     try:
         loaded = dist_checkpointing.load(wanted, str(directory))
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise ValueError(
             f"{directory}: common.pt or a *.distcp file is damaged or holds more than numbers, which is refused; take "
             "the checkpoint from its source again"

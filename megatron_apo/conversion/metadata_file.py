@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
+UnpicklingError = pickle.UnpicklingError  # what Megatron's and torch's own loading raises for what they refuse
 _KNOWN = {
     "torch": {"Size"},
     "torch.serialization": {"_get_layout"},
@@ -23,6 +24,9 @@ _KNOWN = {
         "_MEM_FORMAT_ENCODING",
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    # The plans that Megatron keeps beside a training checkpoint's tensors, to save the next one faster.
+    "torch.distributed.checkpoint.planner": {"BytesIOWriteData", "SavePlan", "TensorWriteData", "WriteItem"}
+    | {"WriteItemType"},
     "megatron.core.dist_checkpointing.strategies.torch": {"MCoreMetadata"},
     "collections": {"OrderedDict"},
     "pathlib": {"Path", "PosixPath"},

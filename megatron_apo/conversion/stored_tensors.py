@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import mmap
-import pickle
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from megatron_apo.conversion.megatron_files import read_metadata, weight_tensors
+from megatron_apo.conversion.metadata_file import UnpicklingError
 from megatron_apo.conversion.raw_files import Origin
 
 
@@ -113,7 +113,7 @@ class StoredTensors:
         try:
             archive = cast(IO[bytes], _Bytes(mapping, part.place, part.length))
             about = torch.load(archive, map_location="meta", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnpicklingError) as error:
             why = str(error).split("\n", 1)[0]
             raise ValueError(f"{self.directory / part.file}: {name} is damaged ({why}); copy it again") from error
         if not isinstance(about, torch.Tensor):

@@ -197,7 +197,9 @@ def test_damaged_sources(source: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
     assert "'llama' (LlamaForCausalLM)" in error_with(model_type="llama", architectures=["LlamaForCausalLM"])
     assert "'num_hidden_layers'" in error_with(text_config={**config["text_config"], "num_hidden_layers": "two"})
-    assert "heads of the vision tower = 64 / 5" in error_with(vision_config={**config["vision_config"], "num_heads": 5})
+    assert "vision_config.num_heads=5: must divide" in error_with(
+        vision_config={**config["vision_config"], "num_heads": 5}
+    )
 
 
 @pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "a/model.safetensors"])

@@ -10,10 +10,11 @@ import torch
 
 from megatron_apo.config import ModelConfig
 from megatron_apo.parallel.groups import Groups
+from model_providers.qwen_vl.layout import VISION_FFN_MULTIPLE
 from model_providers.qwen_vl.loading import global_parameters, model_rows
 from model_providers.qwen_vl.megatron_config import BuildSettings
 from model_providers.qwen_vl.model import QwenVLModel
-from model_providers.qwen_vl.shape import VISION_FFN_MULTIPLE, read_shape
+from model_providers.qwen_vl.shape import read_shape
 from model_providers.qwen_vl.weight_map import WeightRow, hf_names, published_name, to_hf, to_megatron, weight_map
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "fixtures" / "published"
