@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shutil
 import sys
@@ -144,6 +145,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--directory", help="where to write four times as much (default: a temporary directory)")
     options = parser.parse_args()
+    logging.disable(logging.WARNING)  # as the tool does: Megatron's about its own internals
     with tempfile.TemporaryDirectory(dir=options.directory) as name:
         for folder, gigabytes in (("small", 0.0), ("large", options.gigabytes)):
             root = Path(name) / folder

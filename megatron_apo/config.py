@@ -36,7 +36,7 @@ class ModelConfig:
     freeze_vision: bool = False  # the vision tower without its merger
     freeze_merger: bool = False  # what turns image patches into tokens of the language model
     freeze_language: bool = False  # the language model with its embedding and output projection
-    vision_ffn_multiple: int = 1  # the vision FFN is padded with zeros to a multiple of this (FP8: 16)
+    vision_ffn_multiple: int = 128  # the vision FFN is padded with zeros to this multiple (FP8: 16 x tensor ranks)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from megatron_apo.config import Config, ParallelConfig
+from megatron_apo.config import Config
 from megatron_apo.objective.presets import PRESETS
 from megatron_apo.objective.validation import validate_objective
 
@@ -384,72 +384,3 @@ def check_length(config: Config) -> None:
             f"data.max_prompt_tokens={prompt} + sampling.max_tokens={response}: must not exceed the {positions} "
             f"positions of {config.model.path}; lower one of them"
         )
-
-
-def stage_layers(parallel: ParallelConfig, layers: int) -> list[int]:
-    """Language layers of each pipeline stage; ValueError naming every factor when they cannot be dealt out."""
-    stages, first, chunks = parallel.pipeline, parallel.first_stage_layers, parallel.virtual_pipeline
-    problems = []
-    if stages == 1:
-        if first:
-            problems.append(f"first_stage_layers {first} needs pipeline above 1")
-        if chunks > 1:
-            problems.append(f"virtual_pipeline {chunks} needs pipeline above 1")
-        counts = [layers]
-    elif first:
-        rest = layers - first
-        if rest < stages - 1 or rest % (stages - 1):
-            problems.append(
-                f"layers {layers} less first_stage_layers {first} = {rest} cannot be shared by the other "
-                f"{stages - 1} stages of pipeline {stages}"
-            )
-        counts = [first, *[rest // (stages - 1)] * (stages - 1)]
-    else:
-        if layers % stages:
-            problems.append(f"layers {layers} is not a multiple of pipeline {stages} and first_stage_layers is not set")
-        counts = [layers // stages] * stages
-    if stages > 1 and not problems and any(count % chunks for count in counts):
-        shown = " + ".join(str(count) for count in counts)
-        problems.append(f"a stage of {shown} layers is not a multiple of virtual_pipeline {chunks}")
-    if problems:
-        raise ValueError("; ".join(problems))
-    return counts
-
-
-def check_layout(
-    parallel: ParallelConfig,
-    world_size: int,
-    *,
-    heads: int,
-    kv_heads: int,
-    layers: int,
-    cut: Mapping[str, int] | None = None,
-) -> int:
-    """The data-parallel size; ValueError naming every factor and everything wrong with the layout.
-
-    ``heads``, ``kv_heads``, ``layers``: of the language model; ``cut``: further sizes that tensor ranks share.
-    """
-    tensor, pipeline, context = parallel.tensor, parallel.pipeline, parallel.context
-    model_parallel = tensor * pipeline * context
-    problems = []
-    if world_size % model_parallel:
-        problems.append(f"world {world_size} is not a multiple of tensor × pipeline × context = {model_parallel}")
-    for name, count in {"heads": heads, **(cut or {})}.items():
-        if count % tensor:
-            problems.append(f"{name} {count} is not a multiple of tensor {tensor}")
-    if kv_heads % tensor and tensor % kv_heads:
-        problems.append(f"kv_heads {kv_heads} is neither a multiple of tensor {tensor} nor a divisor of it")
-    try:
-        stage_layers(parallel, layers)
-    except ValueError as error:
-        problems.append(str(error))
-    data = world_size // model_parallel
-    if problems:
-        shown = "?" if world_size % model_parallel else data
-        raise ValueError(
-            f"layout: tensor {tensor} × pipeline {pipeline} × context {context} × data {shown} = world {world_size}, "
-            f"virtual_pipeline {parallel.virtual_pipeline}, first_stage_layers {parallel.first_stage_layers}, "
-            f"for {heads} heads, {kv_heads} kv heads, {layers} layers: {'; '.join(problems)}; change the parallel "
-            "section or the number of processes"
-        )
-    return data

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL checkpoints between Hugging Face and Megatron, and their comparison: see --help, docs/conversion.md."""
+"""Qwen2.5-VL and Qwen2-VL checkpoints between Hugging Face and Megatron: see --help, docs/conversion.md."""
 
 from __future__ import annotations
 

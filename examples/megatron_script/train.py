@@ -5,7 +5,8 @@
     torchrun --nproc-per-node 2 examples/megatron_script/train.py --model runs/policy --pipeline 2
 
 Nothing here belongs to megatron_apo's trainer: process groups, model chunks, Megatron's DDP, optimizer and schedule are
-set up as any Megatron script does it; ``model_provider(pre_process, post_process, vp_stage)`` is what it would call.
+set up as any Megatron script does it. ``model_provider(pre_process, post_process, vp_stage, config, pg_collection)`` is
+called as Megatron's own ``get_model`` calls it.
 Data: eight random images, each with a caption of random tokens to learn by heart, packed into one row a microbatch.
 
 Shape suffixes: T packed tokens, L patches, C values per patch, K image tokens.
@@ -37,12 +38,20 @@ from megatron.core.distributed import (  # noqa: E402
 )
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
+from megatron.core.pipeline_parallel.utils import (  # noqa: E402
+    is_pp_first_stage,
+    is_pp_last_stage,
+    is_vp_first_stage,
+    is_vp_last_stage,
+)
+from megatron.core.process_groups_config import ProcessGroupCollection  # noqa: E402
 
 from model_providers.qwen2_5_vl import provider as qwen2_5_vl  # noqa: E402
 from model_providers.qwen2_vl import provider as qwen2_vl  # noqa: E402
 from model_providers.qwen_vl.layers import packed_layout  # noqa: E402
 from model_providers.qwen_vl.megatron_config import BuildSettings  # noqa: E402
 from model_providers.qwen_vl.mrope import mrope_position_ids  # noqa: E402
+from model_providers.qwen_vl.provider import ModelProvider  # noqa: E402
 from model_providers.qwen_vl.shape import VisionTokens  # noqa: E402
 
 PROVIDERS = {"qwen2_5_vl": qwen2_5_vl.model_provider_for, "qwen2_vl": qwen2_vl.model_provider_for}
@@ -127,20 +136,23 @@ def forward_step(batches: Iterator[dict[str, Any]], model: Any) -> tuple[torch.T
     return losses, partial(loss_function, loss_mask)
 
 
-def get_model(directory: Path, model_type: str, settings: BuildSettings, device: torch.device) -> list[Any]:
-    """This rank's chunks under Megatron's DDP, as Megatron's own ``get_model`` makes them."""
-    model_provider = PROVIDERS[model_type](directory, settings)
-    chunks = []
-    for number in range(settings.virtual_pipeline):
-        vp_stage = number if settings.virtual_pipeline > 1 else None
+def get_model(model_provider: ModelProvider, chunks: int, device: torch.device) -> list[Any]:
+    """This rank's chunks under Megatron's DDP, with the calls that Megatron's own ``get_model`` makes."""
+    groups, vp_size = ProcessGroupCollection.use_mpu_process_groups(), chunks if chunks > 1 else None
+    models = []
+    for number in range(chunks):
+        vp_stage = number if vp_size else None
         model = model_provider(
-            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
-            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+            pre_process=is_pp_first_stage(groups.pp) and is_vp_first_stage(vp_stage, vp_size),
+            post_process=is_pp_last_stage(groups.pp) and is_vp_last_stage(vp_stage, vp_size),
             vp_stage=vp_stage,
+            config=None,  # Megatron's default: the provider makes it, and everything after reads it from the model
+            pg_collection=groups,
         ).to(device)
         model.config.finalize_model_grads_func = finalize_model_grads
-        chunks.append(DistributedDataParallel(model.config, DistributedDataParallelConfig(), model))
-    return chunks
+        ddp_config = DistributedDataParallelConfig()
+        models.append(DistributedDataParallel(model.config, ddp_config, model, pg_collection=groups))
+    return models
 
 
 def train(options: argparse.Namespace, device: torch.device) -> list[float]:
@@ -152,7 +164,8 @@ def train(options: argparse.Namespace, device: torch.device) -> list[float]:
         virtual_pipeline=options.virtual_pipeline,
         sequence_parallel=options.sequence_parallel,
     )
-    chunks = get_model(options.model, config["model_type"], settings, device)
+    model_provider = PROVIDERS[config["model_type"]](options.model, settings)
+    chunks = get_model(model_provider, settings.virtual_pipeline, device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Megatron warns that apex is missing; torch's Adam takes its place
         optimizer = get_megatron_optimizer(OptimizerConfig(optimizer="adam", lr=options.learning_rate), chunks)

@@ -6,6 +6,7 @@ Shape suffixes: N scored tokens, R response tokens of a microbatch, L patches, C
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,9 @@ def _load(weights: Path, config: Config, groups: Groups) -> list[Any]:
             f"{weights}: a torch_dist checkpoint is read into one chunk per stage; leave out --virtual-pipeline, or "
             "convert it with tools/convert_checkpoint.py megatron-to-hf"
         )
+    width = megatron_files.stored_vision_ffn(weights, settings.tensor)
+    if width is not None:  # as a multiple it is the width that is built
+        settings = replace(settings, vision_ffn_multiple=width)
     (chunk,) = empty_chunks(shape, settings, groups)
     megatron_files.load_weights(chunk, weights)
     return [chunk]

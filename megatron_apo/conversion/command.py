@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,12 +80,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2  # the rank that failed says why
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        _tell_launcher(f"error: {error}")
         return 2
     except KeyboardInterrupt as error:
         print("interrupted: nothing was left under the target's name that was not there before", file=sys.stderr)
         return 143 if isinstance(error, _TerminatedError) else 130
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _tell_launcher(message: str) -> None:
+    """Has torchrun's summary of a failed job, which comes last, say ``message`` of this process."""
+    reply = os.environ.get("TORCHELASTIC_ERROR_FILE")  # set by torchrun
+    if reply:
+        Path(reply).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
 
 
 class _TerminatedError(KeyboardInterrupt):
@@ -109,7 +120,12 @@ def _run(options: argparse.Namespace) -> int:
         return 1 if differences else 0
     if options.command == "hf-to-megatron":
         layout = convert.Layout(options.tensor, options.pipeline)
-        convert.hf_to_megatron(options.source, options.target, layout=layout, force=options.force)
+        convert.hf_to_megatron(
+            options.source,
+            options.target,
+            layout=layout,
+            force=options.force,
+        )
     else:
         if not options.shard_size > 0:
             raise ValueError(f"--shard-size {options.shard_size}: must be above 0 GB")

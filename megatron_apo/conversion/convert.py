@@ -48,10 +48,15 @@ class Layout:
 ONE_PROCESS = Layout()
 
 
-def job_config(files: Path, dtype: torch.dtype, layout: Layout | None) -> Config:
+def job_config(
+    files: Path, dtype: torch.dtype, layout: Layout | None, *, vision_ffn_multiple: int | None = None
+) -> Config:
     """Settings of this job; without a layout as many processes as there are, each for itself."""
     if dtype not in _NAMES:
-        raise ValueError(f"{files}: weights of {dtype}; models are built in {' or '.join(_NAMES.values())}: cast it")
+        raise ValueError(
+            f"{files}: weights of {dtype}; models are built in {' or '.join(_NAMES.values())}: save it in one of them "
+            "(transformers: from_pretrained(…, dtype=…).save_pretrained(…))"
+        )
     world = launched_processes()
     if layout is None:
         layout = ONE_PROCESS
@@ -68,6 +73,7 @@ def job_config(files: Path, dtype: torch.dtype, layout: Layout | None) -> Config
             f"--model.dtype={_NAMES[dtype]}",
             f"--parallel.tensor={layout.tensor}",
             f"--parallel.pipeline={layout.pipeline}",
+            *([f"--model.vision_ffn_multiple={vision_ffn_multiple}"] if vision_ffn_multiple else []),
         ],
     )
     check_model_layout(config)
@@ -87,6 +93,7 @@ def build_empty(config: Config, files: Path, groups: Groups) -> QwenVLModel:
 
 def check_hf(directory: Path) -> tuple[CheckpointReader, torch.dtype]:
     """A reader of a Hugging Face checkpoint that is whole and this provider's, and its dtype."""
+    megatron_files.check_is_huggingface(directory)
     shape, reader = read_shape(directory), CheckpointReader(directory)
     rows = weight_map(shape)
     check_tensors(reader, rows, tied=shape.tied, family=shape.model_type)
@@ -111,7 +118,13 @@ def progress_bar(groups: Groups, total: int, what: str) -> Iterator[Callable[[in
         yield bar.update
 
 
-def hf_to_megatron(source: Path, target: Path, *, layout: Layout = ONE_PROCESS, force: bool = False) -> None:
+def hf_to_megatron(
+    source: Path,
+    target: Path,
+    *,
+    layout: Layout = ONE_PROCESS,
+    force: bool = False,
+) -> None:
     """Writes ``target``, which any layout can read, from the Hugging Face checkpoint ``source``.
 
     Each process reads its own slices and writes them. ValueError for bad input or no room, OSError when writing fails;
@@ -196,7 +209,10 @@ def _write_shards(
 def open_model(directory: Path, hf_files: str | None, layout: Layout) -> tuple[Config, Path]:
     """Settings to build the Megatron checkpoint in ``directory`` with, and where its config.json is."""
     files = megatron_files.huggingface_files(directory, hf_files)
-    return job_config(files, megatron_files.weights_dtype(directory), layout), files
+    shape = read_shape(files)
+    FromMegatron(directory, shape)  # says what is missing, left over, misshapen; Megatron's loader skips what is left
+    width = megatron_files.stored_vision_ffn(directory, max(1, layout.tensor))  # as a multiple it is what is built
+    return job_config(files, megatron_files.weights_dtype(directory), layout, vision_ffn_multiple=width), files
 
 
 def load_model(config: Config, files: Path, directory: Path, groups: Groups) -> Any:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
+from megatron_apo.conversion.megatron_files import check_names
 from megatron_apo.conversion.raw_files import Origin
 from megatron_apo.conversion.stored_tensors import StoredTensors
 from model_providers.qwen_vl.shape import QwenVLShape
-from model_providers.qwen_vl.weight_map import WeightRow, to_hf, weight_map
+from model_providers.qwen_vl.weight_map import WeightRow, stored_rows, to_hf
 
 _NAMED = 8  # tensors spelled out in a message
 _LANGUAGE_LAYER = re.compile(r"^(language_model\.decoder\.layers)\.(\d+)\.")
@@ -25,21 +26,17 @@ class FromMegatron:
 
     def __init__(self, directory: Path, shape: QwenVLShape) -> None:
         self._stored, self._shape = StoredTensors(directory), shape
-        rows = [row for row in self._rows(shape) if row.exported]
+        check_names(directory, self._stored.shapes)
+        every = list(stored_rows(shape).values())
+        rows = [row for row in every if row.exported]
         self.entries = [entry for row in rows for entry in zip(row.hf, row.shapes, strict=True)]
         self._row_of = {name: row for row in rows for name in row.hf}
         for row in rows:
             self._check(row)
-        self._check_none_is_left({self._place(row)[0] for row in self._rows(shape)})
-
-    def _rows(self, shape: QwenVLShape) -> list[WeightRow]:
-        """The map in the naming of the layer specification that wrote the checkpoint."""
-        rows = weight_map(shape)
-        if any(self._place(row)[0] not in self._stored.shapes for row in rows):
-            others = weight_map(shape, transformer_engine=True)
-            if all(self._place(row)[0] in self._stored.shapes for row in others if row.exported):
-                return others
-        return rows
+        self._check_none_is_left({self._place(row)[0] for row in every})
+        for row in every:
+            if not row.exported and row.megatron in self._stored.shapes:
+                self._check_tied(row)
 
     def _place(self, row: WeightRow) -> tuple[str, tuple[int, ...]]:
         """The stored name and the leading offsets: Megatron stacks the language model's layers into one tensor."""
@@ -67,6 +64,18 @@ class FromMegatron:
         if extra:
             more = f" and {len(extra) - _NAMED} more" if len(extra) > _NAMED else ""
             raise self._not_this_model(f"it has no {', '.join(extra[:_NAMED])}{more}")
+
+    def _check_tied(self, row: WeightRow) -> None:
+        """A tied model's own copy of the embedding, which is not exported, may not say anything else."""
+        self._check(row)
+        name = row.hf[0]
+        (table,) = (found for hf, found in self._read(self._row_of[name]) if hf == name)
+        (copy,) = (found for _, found in self._read(row))
+        if not torch.equal(table, copy):
+            raise ValueError(
+                f"{self._stored.directory}: config.json ties the output to the embedding (tie_word_embeddings: true), "
+                f"but {row.megatron} differs from {self._row_of[name].megatron}; give the config it was saved with"
+            )
 
     def _not_this_model(self, why: str) -> ValueError:
         return ValueError(

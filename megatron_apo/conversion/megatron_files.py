@@ -6,15 +6,20 @@ The directory holds Megatron's own files and ``huggingface/`` (config, tokenizer
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from torch.distributed.checkpoint import FileSystemReader
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from megatron_apo.conversion.metadata_file import UnpicklingError, read_metadata_file
+from megatron_apo.training.stored_form import check_vision_ffn
+from model_providers.qwen_vl.weight_map import STORED_NORMS
 
 HUGGINGFACE = "huggingface"
 _OF_OPTIMIZER = "optimizer."
@@ -25,16 +30,38 @@ def is_megatron(directory: Path) -> bool:
     return (directory / ".metadata").is_file() or any(directory.glob("*.distcp"))
 
 
+def check_is_megatron(directory: Path) -> None:
+    """ValueError saying what ``directory`` is instead of a torch_dist checkpoint."""
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: no such directory; give that of a Megatron checkpoint (torch_dist)")
+    if is_megatron(directory) or (directory / HUGGINGFACE).is_dir():
+        return
+    if any(directory.glob("*.safetensors")):
+        raise ValueError(
+            f"{directory}: holds safetensors, Hugging Face's form, not a Megatron checkpoint (torch_dist); convert it "
+            "with hf-to-megatron"
+        )
+    raise ValueError(f"{directory}: no Megatron checkpoint (torch_dist) there: neither .metadata nor *.distcp files")
+
+
+def check_is_huggingface(directory: Path) -> None:
+    """ValueError saying what ``directory`` is instead of a Hugging Face checkpoint."""
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: no such directory; give that of a Hugging Face checkpoint")
+    if is_megatron(directory):
+        raise ValueError(
+            f"{directory}: a Megatron checkpoint (torch_dist), not Hugging Face's form; convert it with megatron-to-hf"
+        )
+
+
 def read_metadata(directory: Path) -> Metadata:
     """What the checkpoint says of itself. ValueError where a file of it is missing or too short."""
+    check_is_megatron(directory)
     if not (directory / ".metadata").is_file():
         raise ValueError(
             f"{directory}: no .metadata there: not a whole torch_dist checkpoint; convert or copy it again"
         )
-    try:
-        metadata = FileSystemReader(directory).read_metadata()
-    except (EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{directory}/.metadata: cannot be read ({error}); copy the checkpoint again") from error
+    metadata = read_metadata_file(directory / ".metadata")
     ends: dict[str, int] = {}
     for place in (metadata.storage_data or {}).values():
         ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
@@ -70,8 +97,24 @@ def weights_dtype(directory: Path) -> torch.dtype:
     return dtypes[first]
 
 
+def stored_vision_ffn(directory: Path, tensor: int) -> int | None:
+    """How wide the vision FFN is stored, with its padding; None where there is none.
+
+    ValueError when ``tensor`` ranks do not divide it.
+    """
+    entry = weight_tensors(read_metadata(directory)).get("vision_model.layers.0.mlp.linear_fc2.weight")
+    width = None if entry is None else int(entry.size[1])
+    if width is not None and width % tensor:
+        raise ValueError(
+            f"{directory}: its vision FFN is stored {width} wide, which {tensor} tensor ranks do not divide; read it "
+            "with another number, or write it again with hf-to-megatron from its Hugging Face form"
+        )
+    return width
+
+
 def huggingface_files(directory: Path, given: str | None) -> Path:
     """Where the config and tokenizer of a Megatron checkpoint are."""
+    check_is_megatron(directory)
     place = Path(given) if given else directory / HUGGINGFACE
     if not (place / "config.json").is_file():
         raise ValueError(
@@ -80,9 +123,36 @@ def huggingface_files(directory: Path, given: str | None) -> Path:
     return place
 
 
+def check_names(directory: Path, names: Iterable[str]) -> None:
+    """ValueError where norms have the names that the local layer spec once stored them under."""
+    if any(f".{norm}" in name for name in names for norm in STORED_NORMS):
+        raise ValueError(
+            f"{directory}: an earlier version wrote it, with other names of the layers' norms; convert it again from "
+            "its Hugging Face source, or read it with that version"
+        )
+
+
 def sharded_state(model: Any) -> dict[str, Any]:
     """What Megatron stores of the stage's weights, and where they belong in the whole model."""
     return {"model0": model.sharded_state_dict(metadata={"distrib_optim_sharding_type": "fully_reshardable"})}
+
+
+def drop_absent_extra_states(wanted: dict[str, Any], metadata: Metadata) -> dict[str, None]:
+    """Takes out of ``wanted`` the extra states that the checkpoint has none of; what to give the model in their place.
+
+    Transformer Engine's modules keep there what quantisation needs. The local spec stores empty ones for its linear
+    layers, but none for its norms.
+    """
+    absent = [
+        name
+        for name, entry in wanted.items()
+        if isinstance(entry, ShardedObject)
+        and name.endswith("._extra_state")
+        and entry.unique_key not in metadata.state_dict_metadata
+    ]
+    for name in absent:
+        del wanted[name]
+    return dict.fromkeys(absent)
 
 
 def load_weights(model: Any, directory: Path) -> None:
@@ -90,12 +160,32 @@ def load_weights(model: Any, directory: Path) -> None:
 
     ValueError when it is not whole, or is not this model's.
     """
-    read_metadata(directory)
+    metadata = read_metadata(directory)
+    for name in ("metadata.json", "common.pt"):
+        if not (directory / name).is_file():
+            raise ValueError(f"{directory / name}: missing; copy the whole checkpoint")
+    sizes = {name: tuple(entry.size) for name, entry in weight_tensors(metadata).items()}
+    check_names(directory, sizes)
+    check_vision_ffn(directory, sizes, model.shape, model.settings)
+    wanted = sharded_state(model)
+    absent = drop_absent_extra_states(wanted["model0"], metadata)
     try:
-        loaded = dist_checkpointing.load(sharded_state(model), str(directory))
+        loaded = dist_checkpointing.load(wanted, str(directory))
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{directory}: common.pt or a *.distcp file is damaged or holds more than numbers, which is refused; take "
+            "the checkpoint from its source again"
+        ) from error
     except (CheckpointingException, CheckpointException, KeyError) as error:
         raise ValueError(
-            f"{directory}: does not hold the model that its config.json describes ({error}); give the config it was "
-            "saved with"
+            f"{directory}: does not hold the model that its config.json describes ({_reason(error)}); give the config "
+            "it was saved with, or copy the checkpoint again"
         ) from error
-    model.load_state_dict(loaded["model0"])
+    model.load_state_dict({**loaded["model0"], **absent})
+
+
+def _reason(error: BaseException) -> str:
+    """The first failure of several, on one line; torch's own text has every rank's traceback."""
+    failures = error.failures if isinstance(error, CheckpointException) else {}
+    first = next((failure[0] for failure in failures.values()), error)
+    return " ".join(f"{type(first).__name__}: {first}".split())[:300]

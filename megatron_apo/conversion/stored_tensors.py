@@ -19,6 +19,7 @@ import torch
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from megatron_apo.conversion.megatron_files import read_metadata, weight_tensors
+from megatron_apo.conversion.metadata_file import UnpicklingError
 from megatron_apo.conversion.raw_files import Origin
 
 
@@ -112,15 +113,19 @@ class StoredTensors:
         try:
             archive = cast(IO[bytes], _Bytes(mapping, part.place, part.length))
             about = torch.load(archive, map_location="meta", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{self.directory / part.file}: {name} is damaged ({error}); copy it again") from error
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnpicklingError) as error:
+            why = str(error).split("\n", 1)[0]
+            raise ValueError(f"{self.directory / part.file}: {name} is damaged ({why}); copy it again") from error
+        if not isinstance(about, torch.Tensor):
+            raise ValueError(f"{self.directory / part.file}: {name} is a {type(about).__name__} there; copy it again")
         numbers = torch.Size(part.sizes).numel()
         if about.dtype != self.dtypes[name] or about.numel() != numbers or not about.is_contiguous():
             raise ValueError(
                 f"{self.directory / part.file}: {name} is stored as {about.dtype} {tuple(about.shape)}, .metadata says "
                 f"{self.dtypes[name]} {part.sizes}; convert or copy it again"
             )
-        start: int = about.untyped_storage()._checkpoint_offset + about.storage_offset() * about.itemsize
+        storage = cast(Any, about.untyped_storage())
+        start: int = storage._checkpoint_offset + int(about.storage_offset()) * about.itemsize
         return start
 
     def _mapping(self, name: str) -> tuple[mmap.mmap, int]:

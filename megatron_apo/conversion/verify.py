@@ -76,6 +76,8 @@ def _opened(path: Path, hf_files: str | None) -> Path:
     """Where the config.json of ``path`` is: the directory itself for Hugging Face's."""
     if megatron_files.is_megatron(path):
         return megatron_files.huggingface_files(path, hf_files)
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such directory; give that of a checkpoint, Hugging Face's or Megatron's")
     return path
 
 

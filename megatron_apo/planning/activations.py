@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from megatron_apo.planning.sizes import ModelSize
 from megatron_apo.planning.state import BYTES
+from model_providers.qwen_vl.layout import VISION_FFN_MULTIPLE, padded_width
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _tower(model: ModelSize, budget: Budget, tensor: int, sequence: bool) -> _La
         queries=model.v_hidden / tensor,
         keys=model.v_hidden / tensor,
         head_size=model.v_hidden // model.v_heads,
-        ffn=model.v_ffn / tensor,
+        ffn=padded_width(model.v_ffn, VISION_FFN_MULTIPLE) / tensor,
         gated=model.v_gated,
         e=BYTES[budget.dtype],
         split=tensor if sequence else 1,

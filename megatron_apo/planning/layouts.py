@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 from megatron_apo.config import ParallelConfig
-from megatron_apo.config_loading import check_layout, stage_layers
+from megatron_apo.layout import layout_of
 from megatron_apo.planning import activations
 from megatron_apo.planning.activations import Budget
 from megatron_apo.planning.request import Request, check_request
 from megatron_apo.planning.sizes import ModelSize
 from megatron_apo.planning.state import BYTES, StateBytes, parameter_count, stage_parameters, state_bytes
+from model_providers.qwen_vl.layout import Divided, check_layout, stage_layers
 
 GIB = 2**30
 RECOMPUTE = ("none", "selective", "full")
@@ -54,17 +55,18 @@ class Plan:
 def _check(request: Request, parallel: ParallelConfig) -> int:
     model = request.model
     return check_layout(
-        parallel,
-        request.trainer_gpus,
-        heads=model.heads,
-        kv_heads=model.kv_heads,
-        layers=model.layers,
-        cut={
-            "ffn": model.ffn,
-            "qkv rows": (model.heads + 2 * model.kv_heads) * model.head_size,
-            "vision heads": model.v_heads,
-            "vision merger": model.merged,
-        },
+        layout_of(parallel, request.trainer_gpus),
+        Divided(
+            layers=model.layers,
+            heads=model.heads,
+            kv_heads=model.kv_heads,
+            head_size=model.head_size,
+            ffn=model.ffn,
+            vocab=model.vocab,
+            vision_heads=model.v_heads,
+            vision_merger=model.merged,
+            vision_ffn=model.v_ffn,
+        ),
     )
 
 
@@ -202,7 +204,7 @@ def _cost(request: Request, layout: Layout, data: int, layers: list[int]) -> flo
 def weigh(request: Request, layout: Layout) -> Plan:
     """The plan of one layout; ``problem`` says why it does not fit. ValueError when the layout is impossible."""
     data = _check(request, layout.parallel)
-    layers = stage_layers(layout.parallel, request.model.layers)
+    layers = stage_layers(layout_of(layout.parallel, request.trainer_gpus), request.model.layers)
     stages = [_stage_memory(request, layout, data, stage, count) for stage, count in enumerate(layers)]
     worst = max(range(len(stages)), key=lambda stage: sum(stages[stage].values()))
     training = sum(stages[worst].values())

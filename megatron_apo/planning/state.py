@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from megatron_apo.planning.sizes import ModelSize
+from model_providers.qwen_vl.layout import VISION_FFN_MULTIPLE, padded_width
 
 BYTES = {"float32": 4, "bfloat16": 2}
 PARTS = ("vision", "merger", "language")  # what can be frozen
@@ -45,9 +46,17 @@ class StateBytes:
     optimizer: int
 
 
-def stage_parameters(model: ModelSize, *, tensor: int, first: bool, last: bool, layers: int) -> list[Parameter]:
+def stage_parameters(
+    model: ModelSize,
+    *,
+    tensor: int,
+    first: bool,
+    last: bool,
+    layers: int,
+    vision_ffn_multiple: int = VISION_FFN_MULTIPLE,
+) -> list[Parameter]:
     """What one rank of a stage with ``layers`` language layers holds, in module order."""
-    found = _vision(model, tensor) if first else []
+    found = _vision(model, tensor, padded_width(model.v_ffn, vision_ffn_multiple)) if first else []
     shared = model.tied and not (first and last)
     table = -(-model.vocab // tensor) * model.hidden
     if first:
@@ -72,8 +81,8 @@ def stage_parameters(model: ModelSize, *, tensor: int, first: bool, last: bool, 
     return found
 
 
-def _vision(model: ModelSize, tensor: int) -> list[Parameter]:
-    width, ffn = model.v_hidden, _up(model.v_ffn, tensor) // tensor  # padded with zeros where it does not divide
+def _vision(model: ModelSize, tensor: int, padded_ffn: int) -> list[Parameter]:
+    width, ffn = model.v_hidden, padded_ffn // tensor
     gates = 2 if model.v_gated else 1
     norm = {"weight": width} if model.v_gated else {"weight": width, "bias": width}
     layer = {
@@ -104,8 +113,9 @@ def _vision(model: ModelSize, tensor: int) -> list[Parameter]:
 
 @lru_cache(maxsize=64)
 def parameter_count(model: ModelSize) -> int:
-    """Parameters of the whole model, a tied table once."""
-    return sum(p.elements for p in stage_parameters(model, tensor=1, first=True, last=True, layers=model.layers))
+    """Parameters of the whole model as published: a tied table once, no padding."""
+    whole = stage_parameters(model, tensor=1, first=True, last=True, layers=model.layers, vision_ffn_multiple=1)
+    return sum(parameter.elements for parameter in whole)
 
 
 def _up(value: int, multiple: int) -> int:

@@ -20,12 +20,15 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
+from megatron_apo.conversion.megatron_files import drop_absent_extra_states, read_metadata, weight_tensors
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.parallel.status import phase
 from megatron_apo.training.forward_step import unwrap
 from megatron_apo.training.setup import TrainingState
+from megatron_apo.training.stored_form import check_saved_with, check_vision_ffn, saved_with
 
 STATE_FILE = "loop_state.json"
+_SAVED_WITH = "saved_with"
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,8 @@ def save_checkpoint(state: TrainingState, groups: Groups, directory: Path, loop:
         dist.barrier(group=groups.control)
     with phase(groups, "finish checkpoint"):
         if groups.is_controller:
-            (partial / STATE_FILE).write_text(json.dumps(asdict(loop)), encoding="utf-8")
+            written = {**asdict(loop), _SAVED_WITH: saved_with(state)}
+            (partial / STATE_FILE).write_text(json.dumps(written), encoding="utf-8")
             if final.exists():
                 shutil.rmtree(final)
             os.replace(partial, final)
@@ -155,7 +159,10 @@ def save_checkpoint(state: TrainingState, groups: Groups, directory: Path, loop:
 
 
 def load_checkpoint(state: TrainingState, groups: Groups, directory: Path) -> LoopState:
-    """Loads the newest checkpoint under ``directory``; ValueError when there is none. All ranks call it together."""
+    """Loads the newest checkpoint under ``directory``. All ranks call it together.
+
+    ValueError when there is none, or it was saved with settings that do not fit; nothing is loaded then.
+    """
     steps = saved_steps(directory)
     if not steps:
         raise ValueError(
@@ -163,14 +170,22 @@ def load_checkpoint(state: TrainingState, groups: Groups, directory: Path) -> Lo
             "--resume, or give another --run.directory"
         )
     path = checkpoint_path(directory, steps[-1])
+    with phase(groups, "check checkpoint"):
+        saved = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        check_saved_with(path, saved.pop(_SAVED_WITH, None), state)
+        metadata = read_metadata(path)
+        sizes = {name: tuple(entry.size) for name, entry in weight_tensors(metadata).items()}
+        check_vision_ffn(path, sizes, state.shape, state.settings)
     _prepare_adam_state(state.optimizer)
-    loaded = dist_checkpointing.load(_sharded_state(state, is_loading=True), str(path))
-    for number, chunk in enumerate(state.model):
-        unwrap(chunk).load_state_dict(loaded[_chunk_key(number)])
+    wanted = _sharded_state(state, is_loading=True)
+    keys = [_chunk_key(number) for number in range(len(state.model))]
+    absent = {key: drop_absent_extra_states(wanted[key], metadata) for key in keys}
+    loaded = dist_checkpointing.load(wanted, str(path))
+    for key, chunk in zip(keys, state.model, strict=True):
+        unwrap(chunk).load_state_dict({**loaded[key], **absent[key]})
     _hand_over_step_counters(state.optimizer)
     if _inner_optimizers(state.optimizer):
         state.optimizer.load_state_dict(loaded["optimizer"])
     _separate_step_counters(state.optimizer)
     state.scheduler.load_state_dict(loaded["scheduler"])
-    saved = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     return LoopState(**saved)

@@ -15,10 +15,11 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
 from megatron_apo.config import Config, ModelConfig, OptimizerConfig, ParallelConfig
-from megatron_apo.config_loading import check_layout
+from megatron_apo.layout import layout_of
 from megatron_apo.parallel.groups import Groups, launched_processes
 from megatron_apo.platform.torchvision_cpu import register_missing_operators
 from megatron_apo.training.reference import HostReference, Reference, ResidentReference
+from model_providers.qwen_vl.layout import VISION_FFN_MULTIPLE, check_layout
 from model_providers.qwen_vl.loading import load_hf_checkpoint
 from model_providers.qwen_vl.megatron_config import BuildSettings
 from model_providers.qwen_vl.model import QwenVLModel
@@ -29,7 +30,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass
 class TrainingState:
-    """Everything of a trainer that lives on this rank. ``reference`` is None when no KL is asked for.
+    """Everything of a trainer that lives on this rank. ``reference`` is None when no KL is asked for; ``frozen`` says
+    which parts of the model are.
 
     ``model`` holds the chunks of this pipeline stage, one unless the pipeline is interleaved.
     """
@@ -40,6 +42,7 @@ class TrainingState:
     optimizer: Any
     scheduler: OptimizerParamScheduler
     reference: Reference | None
+    frozen: dict[str, bool]
 
 
 def build_settings(config: Config) -> BuildSettings:
@@ -58,29 +61,20 @@ def build_settings(config: Config) -> BuildSettings:
     )
 
 
-def check_shape_layout(parallel: ParallelConfig, shape: QwenVLShape, world_size: int) -> None:
-    """ValueError naming everything wrong with the layout for this model and so many processes."""
-    vision = shape.vision
-    check_layout(
-        parallel,
-        world_size,
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        layers=shape.layers,
-        cut={
-            "ffn": shape.ffn,
-            "qkv rows": (shape.heads + 2 * shape.kv_heads) * shape.head_size,
-            "vision heads": vision.heads,
-            "vision merger": vision.hidden * vision.spatial_merge_size**2,
-        },
-    )
+def check_shape_layout(
+    parallel: ParallelConfig, shape: QwenVLShape, world_size: int, *, vision_ffn_multiple: int = VISION_FFN_MULTIPLE
+) -> None:
+    """ValueError naming every factor and everything wrong with the layout for this model and so many processes."""
+    check_layout(layout_of(parallel, world_size, vision_ffn_multiple=vision_ffn_multiple), shape.divided)
 
 
 def check_model_layout(config: Config) -> None:
     """ValueError naming everything wrong with the layout for this model and this many processes; starts nothing."""
     register_missing_operators()  # before transformers is first imported
     shape = read_shape(config.model.path)
-    check_shape_layout(config.parallel, shape, launched_processes())
+    check_shape_layout(
+        config.parallel, shape, launched_processes(), vision_ffn_multiple=config.model.vision_ffn_multiple
+    )
 
 
 def empty_chunks(shape: QwenVLShape, settings: BuildSettings, groups: Groups) -> list[QwenVLModel]:
@@ -117,9 +111,14 @@ def for_scoring(chunks: list[QwenVLModel], settings: BuildSettings) -> list[Any]
     return [_wrap(chunk, settings).eval().requires_grad_(False) for chunk in chunks]
 
 
+def frozen_parts(config: ModelConfig) -> dict[str, bool]:
+    """Which parts of the model take no gradient."""
+    return {"vision": config.freeze_vision, "merger": config.freeze_merger, "language": config.freeze_language}
+
+
 def freeze(model: QwenVLModel, config: ModelConfig) -> None:
     """Takes the gradient from the parts that ``config`` freezes: they get no gradient buffer and no optimizer state."""
-    frozen = {"vision": config.freeze_vision, "merger": config.freeze_merger, "language": config.freeze_language}
+    frozen = frozen_parts(config)
     for name, parameter in model.named_parameters():
         if name.startswith("language_model."):
             part = "language"
@@ -185,7 +184,7 @@ def build_training_state(config: Config, groups: Groups, *, updates: int, refere
     Raises ValueError for an impossible layout or a directory that is not a whole checkpoint of either family.
     """
     shape, settings = read_shape(config.model.path), build_settings(config)
-    check_shape_layout(config.parallel, shape, groups.world_size)
+    check_shape_layout(config.parallel, shape, groups.world_size, vision_ffn_multiple=config.model.vision_ffn_multiple)
     sharded = config.parallel.distributed_optimizer
     model = []
     for chunk in build_chunks(shape, settings, groups, config.model.path):
@@ -199,7 +198,8 @@ def build_training_state(config: Config, groups: Groups, *, updates: int, refere
         initial = HostReference(model)  # before anything has moved the policy: these are the initial weights
     elif reference:
         initial = ResidentReference(for_scoring(build_chunks(shape, settings, groups, config.model.path), settings))
-    return TrainingState(shape, settings, model, optimizer, _scheduler(optimizer, config.optimizer, updates), initial)
+    scheduler = _scheduler(optimizer, config.optimizer, updates)
+    return TrainingState(shape, settings, model, optimizer, scheduler, initial, frozen_parts(config.model))
 
 
 def describe_optimizer(optimizer: Any) -> str:

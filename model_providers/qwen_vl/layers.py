@@ -32,6 +32,7 @@ from torch.nn import functional
 
 from model_providers.qwen_vl.buckets import Buckets, bucketed
 from model_providers.qwen_vl.context import ContextLayout, ContextShare
+from model_providers.qwen_vl.weight_map import STORED_NORMS
 
 LAYER_SPECS = ("local", "transformer_engine")
 
@@ -233,6 +234,7 @@ def _local_layer(mask: AttnMaskType, normalization: str) -> ModuleSpec:
                 module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
             ),
             mlp_bda=get_bias_dropout_add,
+            sharded_state_dict_keys_map=dict(STORED_NORMS),
         ),
     )
 

@@ -48,7 +48,8 @@ class CheckpointReader:
                     raise ValueError(f"{path}: {name!r} is also in {known[0].name}; remove the file that is left over")
 
     def _files(self, listed: dict[str, str] | None) -> list[Path]:
-        names = [path.name for path in self.directory.glob("*.safetensors")] if listed is None else listed.values()
+        found = (path.name for path in self.directory.glob("*.safetensors") if path.is_file())
+        names = found if listed is None else listed.values()
         paths = [self.directory / name for name in sorted(set(names))]
         if not paths:
             pickles = sorted(path.name for pattern in _PICKLES for path in self.directory.glob(pattern))
@@ -169,7 +170,10 @@ def check_tensors(reader: CheckpointReader, rows: list[WeightRow], *, tied: bool
     shapes = {name: shape for row in rows for name, shape in zip(row.hf, row.shapes, strict=True)}
     missing = [name for name in shapes if name not in reader.names]
     if missing:
-        raise ValueError(f"{reader.directory}: {_listed(missing)} is missing; is the checkpoint whole?")
+        raise ValueError(
+            f"{reader.directory}: {_listed(missing)} {'is' if len(missing) == 1 else 'are'} missing; copy the whole "
+            "checkpoint, or give it the config.json that it was saved with"
+        )
     # A tied checkpoint may carry the redundant lm_head; rotary tables are recomputed.
     extra = [name for name in reader.names - set(shapes) if "inv_freq" not in name]
     unknown = [name for name in extra if not (tied and name == "lm_head.weight")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from megatron.core.activations import quick_gelu
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
+from model_providers.qwen_vl.layout import VISION_FFN_MULTIPLE, padded_width
 from model_providers.qwen_vl.shape import QwenVLShape
 
 RECOMPUTE = ("none", "selective", "full")
@@ -20,7 +20,8 @@ RECOMPUTE = ("none", "selective", "full")
 class BuildSettings:
     """What a model is built with besides its shape. ``dtype`` is that of parameters and activations.
 
-    The vision FFN is padded with zeros to a multiple of ``vision_ffn_multiple`` and of the tensor ranks.
+    The vision FFN is padded with zeros to a multiple of ``vision_ffn_multiple``, the same in every layout, so that
+    checkpoints are; the tensor ranks must divide the padded width, and FP8 asks for 16 columns of it on each rank.
     ``default_device``: parameters come into being on torch's default device, as ``torch.device("meta")`` sets it,
     instead of Megatron's current one.
     """
@@ -34,7 +35,7 @@ class BuildSettings:
     first_stage_layers: int = 0  # 0: as many as the other stages
     context: int = 1
     sequence_parallel: bool = False
-    vision_ffn_multiple: int = 1
+    vision_ffn_multiple: int = VISION_FFN_MULTIPLE
     default_device: bool = False
 
 
@@ -97,12 +98,6 @@ def language_config(shape: QwenVLShape, settings: BuildSettings) -> TransformerC
     )
 
 
-def padded_vision_ffn(ffn: int, settings: BuildSettings) -> int:
-    """Width of the vision FFN as built: ``ffn`` rounded up to what the tensor ranks and the setting ask for."""
-    multiple = math.lcm(settings.vision_ffn_multiple, settings.tensor)
-    return -(-ffn // multiple) * multiple
-
-
 def vision_config(shape: QwenVLShape, settings: BuildSettings) -> TransformerConfig:
     """Config of the vision tower: on the first pipeline stage whole, cut like the language model."""
     vision = shape.vision
@@ -112,7 +107,7 @@ def vision_config(shape: QwenVLShape, settings: BuildSettings) -> TransformerCon
         num_attention_heads=vision.heads,
         num_query_groups=vision.heads,
         kv_channels=vision.hidden // vision.heads,
-        ffn_hidden_size=padded_vision_ffn(vision.ffn, settings),
+        ffn_hidden_size=padded_width(vision.ffn, settings.vision_ffn_multiple),
         normalization=vision.norm,
         gated_linear_unit=vision.gated,
         activation_func=functional.silu if vision.gated else quick_gelu,

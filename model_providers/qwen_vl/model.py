@@ -19,8 +19,11 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from model_providers.qwen_vl.image_inputs import check_image_inputs
 from model_providers.qwen_vl.layers import block_spec
+from model_providers.qwen_vl.layout import Layout, check_chunk, check_group_sizes, check_layout
 from model_providers.qwen_vl.megatron_config import BuildSettings, language_config, vision_config
+from model_providers.qwen_vl.rotary import MultimodalAngles
 from model_providers.qwen_vl.shape import QwenVLShape
 from model_providers.qwen_vl.vision import VisionModel
 from model_providers.qwen_vl.weight_map import weight_map
@@ -42,8 +45,51 @@ def padded_vocab(vocab: int, tensor: int) -> int:
     return -(-vocab // tensor) * tensor
 
 
+def check_groups(
+    shape: QwenVLShape,
+    settings: BuildSettings,
+    groups: ProcessGroupCollection,
+    vp_stage: int | None,
+    *,
+    pre_process: bool,
+    post_process: bool,
+) -> None:
+    """ValueError when ``groups`` are not those of ``settings``, the model cannot be cut so, or the chunk is not here.
+
+    A collection without data-parallel ranks (``dp``) counts as one replica.
+    """
+    missing = [name for name in ("tp", "pp", "cp") if not hasattr(groups, name)]
+    if missing:
+        raise ValueError(f"pg_collection: has no {', '.join(missing)}; make it with the groups tp, pp and cp")
+    tensor, pipeline, context = groups.tp.size(), groups.pp.size(), groups.cp.size()
+    data = groups.dp.size() if hasattr(groups, "dp") else 1
+    layout = Layout(
+        world=tensor * pipeline * context * data,
+        tensor=settings.tensor,
+        sequence=settings.sequence_parallel,
+        pipeline=settings.pipeline,
+        virtual_pipeline=settings.virtual_pipeline,
+        first_stage_layers=settings.first_stage_layers,
+        context=settings.context,
+        vision_ffn_multiple=settings.vision_ffn_multiple,
+    )
+    check_group_sizes(layout, tensor=tensor, pipeline=pipeline, context=context)
+    check_layout(layout, shape.divided)
+    check_chunk(
+        layout,
+        pipeline_rank=groups.pp.rank(),
+        vp_stage=vp_stage,
+        pre_process=pre_process,
+        post_process=post_process,
+    )
+
+
 class QwenVLModel(MegatronModule):
-    """One pipeline stage of a Qwen2.5-VL."""
+    """One pipeline stage of a Qwen2.5-VL, or one chunk of it where stages are interleaved.
+
+    Its constructor raises ValueError for settings that are not those of the process groups, for a layout that this
+    shape cannot be cut by, and for a chunk that is not this rank's.
+    """
 
     def __init__(
         self,
@@ -55,6 +101,8 @@ class QwenVLModel(MegatronModule):
         post_process: bool = True,
         vp_stage: int | None = None,
     ) -> None:
+        check_groups(shape, settings, pg_collection, vp_stage, pre_process=pre_process, post_process=post_process)
+        vp_stage = vp_stage if settings.virtual_pipeline > 1 else None
         config: TransformerConfig = language_config(shape, settings)
         super().__init__(config=config)
         self.shape = shape
@@ -87,8 +135,7 @@ class QwenVLModel(MegatronModule):
             vp_stage=vp_stage,
         )
 
-        # Position ids come already cut over the context ranks; Megatron's slice knows nothing of packed sequences.
-        self.language_model.rotary_pos_emb.cp_group = None
+        self.language_model.rotary_pos_emb = MultimodalAngles(shape.head_size, shape.rope_theta)
         self._mark_tensor_parallel_parameters()
 
     def _mark_tensor_parallel_parameters(self) -> None:
@@ -104,7 +151,13 @@ class QwenVLModel(MegatronModule):
         for name, parameter in self.named_parameters():  # cuts are the same in every layer: local numbers will do
             cut = rows[name].cut
             if cut is not None and not getattr(parameter, "tensor_model_parallel", False):
-                tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, cut, 1)
+                # Transformer Engine's wrappers set some of the three; Megatron's setter asserts that none is set.
+                for attribute, value in (
+                    ("tensor_model_parallel", True),
+                    ("partition_dim", cut),
+                    ("partition_stride", getattr(parameter, "partition_stride", 1)),
+                ):
+                    setattr(parameter, attribute, value)
 
     def set_input_tensor(self, input_tensor: Any) -> None:
         """Called by Megatron's pipeline schedule with what the stage before sent."""
@@ -131,9 +184,18 @@ class QwenVLModel(MegatronModule):
         image_positions_K: torch.Tensor | None,
         image_features_K: torch.Tensor | None,
     ) -> torch.Tensor:
+        check_image_inputs(
+            self.shape.vision,
+            input_ids.shape[1],
+            pixel_values_LC,
+            image_grids,
+            image_positions_K,
+            image_features_K,
+            context=self.settings.context,
+        )
         embedded = self.language_model.embedding(input_ids=input_ids, position_ids=None)
-        if pixel_values_LC is not None and pixel_values_LC.shape[0]:
-            assert self.vision_model is not None and image_positions_K is not None and image_features_K is not None
+        if image_positions_K is not None and image_features_K is not None and image_positions_K.numel():
+            assert self.vision_model is not None and pixel_values_LC is not None  # the check above
             features = self.vision_model(pixel_values_LC, image_grids)
             rows = features.index_select(0, image_features_K).unsqueeze(1)
             embedded = embedded.index_copy(0, image_positions_K, rows.to(embedded.dtype))
@@ -172,6 +234,9 @@ class QwenVLModel(MegatronModule):
         Returns:
             Stages before the last: hidden states [T, 1, H] (T / tensor under sequence parallelism). Last stage:
             "hidden" the same after the final norm, gathered to all T; "logits" [1, T, V / tensor].
+
+        Raises:
+            ValueError: on the first stage, for images that do not match each other: see ``image_inputs``.
         """
         decoder_input = None
         if self.pre_process:

@@ -11,7 +11,6 @@ Shape suffix: L tokens of one sequence.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -47,42 +46,42 @@ def _vision_positions(grid: Grid, seconds: float, start: int, tokens: VisionToke
     return torch.stack(axes).reshape(3, -1) + start
 
 
-@lru_cache(maxsize=4096)
-def _prompt_positions(
-    prompt_ids: tuple[int, ...], grids: tuple[Grid, ...], seconds: tuple[float, ...], tokens: VisionTokens
-) -> tuple[torch.Tensor, int]:
+def _fill_prompt(
+    positions_3L: torch.Tensor, ids: np.ndarray, grids: Sequence[Grid], seconds: Sequence[float], tokens: VisionTokens
+) -> int:
+    """Writes the positions of the prompt ``ids`` [prompt tokens], and returns the one that follows it."""
     placeholders = (tokens.image_token_id, tokens.video_token_id)
-    pieces: list[torch.Tensor] = []
-    position = index = image = 0
-    while index < len(prompt_ids):
-        if prompt_ids[index] in placeholders:
-            if image == len(grids):
-                raise ValueError(
-                    f"the prompt has more image placeholder runs than its {len(grids)} images; token {index} starts one"
-                )
-            grid, placeholder = grids[image], placeholders[bool(seconds[image])]
-            _check(grid, seconds[image], image, tokens)
-            block = _vision_positions(grid, seconds[image], position, tokens)
-            if prompt_ids[index : index + block.shape[1]] != (placeholder,) * block.shape[1]:
-                raise ValueError(
-                    f"{'video' if seconds[image] else 'image'} {image} with grid {grid} needs {block.shape[1]} "
-                    f"placeholder tokens from token {index} on (id {placeholder})"
-                )
-            pieces.append(block)
-            position = int(block.max()) + 1
-            index += block.shape[1]
-            image += 1
-        else:
-            end = index
-            while end < len(prompt_ids) and prompt_ids[end] not in placeholders:
-                end += 1
-            pieces.append((torch.arange(end - index) + position).expand(3, -1))
-            position += end - index
-            index = end
-    if image != len(grids):
-        raise ValueError(f"the prompt has placeholders for {image} images but {len(grids)} images came with it")
-    positions = torch.cat(pieces, dim=1) if pieces else torch.zeros(3, 0, dtype=torch.int64)
-    return positions, position
+    runs = np.flatnonzero((ids == placeholders[0]) | (ids == placeholders[1]))
+    position = index = 0
+
+    def write_text(end: int) -> None:
+        nonlocal position, index
+        positions_3L[:, index:end] = torch.arange(position, position + end - index)
+        position, index = position + end - index, end
+
+    for image, grid in enumerate(grids):
+        following = np.searchsorted(runs, index)
+        if following == len(runs):
+            raise ValueError(f"the prompt has placeholders for {image} images but {len(grids)} images came with it")
+        write_text(int(runs[following]))
+        _check(grid, seconds[image], image, tokens)
+        block = _vision_positions(grid, seconds[image], position, tokens)
+        end, placeholder = index + block.shape[1], placeholders[bool(seconds[image])]
+        if end > len(ids) or (ids[index:end] != placeholder).any():
+            raise ValueError(
+                f"{'video' if seconds[image] else 'image'} {image} with grid {grid} needs {block.shape[1]} "
+                f"placeholder tokens from token {index} on (id {placeholder})"
+            )
+        positions_3L[:, index:end] = block
+        position, index = int(block.max()) + 1, end
+    following = np.searchsorted(runs, index)
+    if following < len(runs):
+        raise ValueError(
+            f"the prompt has more image placeholder runs than its {len(grids)} images; token {runs[following]} "
+            "starts one"
+        )
+    write_text(len(ids))
+    return position
 
 
 def mrope_position_ids(
@@ -97,12 +96,14 @@ def mrope_position_ids(
     Only the prompt is searched for placeholders: a sampled image token is text. ``grids`` count patches (time,
     height, width) before the spatial merge, of images and videos in the prompt's order; ``seconds_per_grid`` are the
     seconds between a video's temporal patches, 0 for a still image (default: no videos). Raises ValueError when
-    placeholders and grids do not match, or a video has no seconds.
+    placeholders and grids do not match, or a video has no seconds. Nothing is kept from one call to the next.
     """
     given = tuple((int(t), int(h), int(w)) for t, h, w in grids)
     seconds = (0.0,) * len(given) if seconds_per_grid is None else tuple(map(float, seconds_per_grid))
     if len(seconds) != len(given):
         raise ValueError(f"{len(given)} grids but {len(seconds)} seconds_per_grid; give one for each, 0 for an image")
-    prompt, following = _prompt_positions(tuple(prompt_ids), given, seconds, tokens)
-    response = (torch.arange(response_length) + following).expand(3, -1)
-    return torch.cat((prompt, response), dim=1)
+    ids = np.asarray(prompt_ids, dtype=np.int64)
+    positions = torch.empty(3, len(ids) + response_length, dtype=torch.int64)
+    following = _fill_prompt(positions, ids, given, seconds, tokens)
+    positions[:, len(ids) :] = torch.arange(following, following + response_length)
+    return positions

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model_providers.qwen_vl.config_checks import REMEDY, check_sections, check_values
+from model_providers.qwen_vl.layout import Divided
+
 
 @dataclass(frozen=True)
 class VisionTokens:
@@ -85,6 +88,21 @@ class QwenVLShape:
             self.image_token_id, self.video_token_id, self.vision.spatial_merge_size, self.vision.tokens_per_second
         )
 
+    @property
+    def divided(self) -> Divided:
+        """The sizes that a layout shares between ranks."""
+        return Divided(
+            layers=self.layers,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_size=self.head_size,
+            ffn=self.ffn,
+            vocab=self.vocab,
+            vision_heads=self.vision.heads,
+            vision_merger=self.vision.hidden * self.vision.spatial_merge_size**2,
+            vision_ffn=self.vision.ffn,
+        )
+
 
 def _config_json(directory: Path) -> dict[str, object]:
     path = directory / "config.json"
@@ -97,6 +115,12 @@ def _config_json(directory: Path) -> dict[str, object]:
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: holds {type(loaded).__name__}, expected an object; copy the file again")
     return loaded
+
+
+def _classes(raw: dict[str, object]) -> str:
+    """What ``config.json`` says of the architecture, where it says something."""
+    classes = raw.get("architectures")
+    return f" ({', '.join(map(str, classes))})" if isinstance(classes, list) and classes else ""
 
 
 def _qwen2_5_vl_vision(vision: Any) -> VisionShape:
@@ -142,43 +166,32 @@ FAMILIES = {
 }
 
 
-def _check_expressible(directory: Path, text: Any, vision: Any, vision_activation: str) -> None:
-    rope = text.rope_parameters
-    if text.use_sliding_window:
-        raise ValueError(f"{directory}: use_sliding_window=true is not supported; these models are published without")
-    if text.hidden_act != "silu":
-        raise ValueError(f"{directory}: hidden_act={text.hidden_act!r} of the language model: must be 'silu'")
-    if vision.hidden_act != vision_activation:
-        raise ValueError(
-            f"{directory}: hidden_act={vision.hidden_act!r} of the vision tower: must be {vision_activation!r}"
-        )
-    if rope.get("rope_type", "default") != "default":
-        raise ValueError(f"{directory}: rope_type={rope.get('rope_type')!r} is not supported; only plain mrope is")
-    if text.hidden_size != (out := getattr(vision, "out_hidden_size", vision.hidden_size)):
-        raise ValueError(f"{directory}: the vision tower puts out {out} numbers a token, the language model takes "
-                         f"{text.hidden_size}; its config.json is damaged")  # fmt: skip
-
-
 def read_shape(directory: str | Path) -> QwenVLShape:
     """Reads the shape of the checkpoint in ``directory``, of either family.
 
-    Raises ValueError when there is no config, when it is of another family, or when it asks for something that the
-    providers do not express.
+    Raises ValueError when there is no config, when it is of another family, when a value is missing or fits no model,
+    or when it asks for something that the providers do not express.
     """
     directory = Path(directory)
     raw = _config_json(directory)
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(
-            f"model.path={directory}: model_type is {model_type!r}, expected {' or '.join(map(repr, FAMILIES))}; "
-            "give the directory of a Qwen2.5-VL or Qwen2-VL checkpoint"
+            f"model.path={directory}: model_type is {model_type!r}{_classes(raw)}, expected "
+            f"{' or '.join(map(repr, FAMILIES))}; give the directory of a Qwen2.5-VL or Qwen2-VL checkpoint"
         )
+    path = directory / "config.json"
+    check_sections(path, raw)
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     config_class, vision_shape, activation = FAMILIES[model_type]
-    config = getattr(transformers, config_class).from_dict(raw)
+    try:
+        config = getattr(transformers, config_class).from_dict(raw)
+    except (StrictDataclassError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}; {REMEDY}") from error
     text, vision = config.text_config, config.vision_config
-    _check_expressible(directory, text, vision, activation)
+    check_values(path, config, activation)
     return QwenVLShape(
         hidden=text.hidden_size,
         layers=text.num_hidden_layers,

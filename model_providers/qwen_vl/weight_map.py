@@ -14,7 +14,6 @@ and gathers the projection's output instead of holding a key-value head twice.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Literal
 
 import torch
 
+from model_providers.qwen_vl.layout import VISION_FFN_MULTIPLE, padded_width
 from model_providers.qwen_vl.shape import QwenVLShape
 
 Layout = Literal["plain", "qkv", "fused_qkv", "gate_up", "flatten"]
@@ -41,7 +41,7 @@ class WeightRow:
     cut: int | None = None
     groups: int = 1  # attention: key-value groups ("qkv") or heads ("fused_qkv")
     vocabulary: bool = False  # rows are padded to a multiple of the tensor ranks
-    padded_to: int | None = None  # likewise the cut dimension, of the tensor ranks and of this
+    padded_to: int | None = None  # the cut dimension of each part is padded to a multiple of this
     exported: bool = True  # False: a second copy of a tied weight
 
 
@@ -94,11 +94,17 @@ def _language_rows(shape: QwenVLShape, layer: int, transformer_engine: bool) -> 
     ]
 
 
+# Names of the layers' norms in Megatron's checkpoints: Transformer Engine's, in which either spec reads the other's.
+STORED_NORMS = {
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
+
+
 def _norm_names(transformer_engine: bool) -> tuple[str, str]:
     """What comes before "weight" and "bias": Transformer Engine fuses each norm into the linear layer after it."""
-    if transformer_engine:
-        return "self_attention.linear_qkv.layer_norm_", "mlp.linear_fc1.layer_norm_"
-    return "input_layernorm.", "pre_mlp_layernorm."
+    attention, mlp = STORED_NORMS.values() if transformer_engine else STORED_NORMS
+    return attention, mlp
 
 
 def _vision_norm_rows(shape: QwenVLShape, megatron: str, hf: str) -> list[WeightRow]:
@@ -163,7 +169,7 @@ def _merger_rows(shape: QwenVLShape) -> list[WeightRow]:
 
 
 def weight_map(
-    shape: QwenVLShape, *, transformer_engine: bool = False, vision_ffn_multiple: int = 1
+    shape: QwenVLShape, *, transformer_engine: bool = False, vision_ffn_multiple: int = VISION_FFN_MULTIPLE
 ) -> list[WeightRow]:
     """All rows of a model, in the order in which they are exported.
 
@@ -201,6 +207,22 @@ def weight_map(
     return rows
 
 
+def stored_rows(shape: QwenVLShape, *, vision_ffn_multiple: int = VISION_FFN_MULTIPLE) -> dict[str, WeightRow]:
+    """The rows by their names in Megatron's checkpoints, whichever layer spec wrote them (see ``STORED_NORMS``).
+
+    There, all of the language model's layers are one tensor, whose name has no number.
+    """
+    return {
+        row.megatron: row for row in weight_map(shape, transformer_engine=True, vision_ffn_multiple=vision_ffn_multiple)
+    }
+
+
+def padded_cut(row: WeightRow) -> int:
+    """The size of the cut dimension of each part of ``row`` with its padding."""
+    assert row.cut is not None and row.padded_to is not None, row.megatron
+    return padded_width(row.shapes[0][row.cut], row.padded_to)
+
+
 def hf_names(shape: QwenVLShape) -> list[str]:
     """Every tensor name of the published checkpoint, in export order."""
     return [name for row in weight_map(shape) if row.exported for name in row.hf]
@@ -221,7 +243,8 @@ def _padded(row: WeightRow, tensor: torch.Tensor, tensor_size: int) -> torch.Ten
     """``tensor`` with zeros at the end of its cut dimension, as far as ``row`` asks for them."""
     if row.cut is None or not (row.vocabulary or row.padded_to):
         return tensor
-    missing = -tensor.shape[row.cut] % math.lcm(tensor_size, row.padded_to or 1)
+    width = tensor.shape[row.cut]
+    missing = padded_width(width, tensor_size if row.vocabulary else row.padded_to or 1) - width
     after = [0, 0] * (tensor.ndim - 1 - row.cut) + [0, missing]  # from the last dimension to the cut one
     return torch.nn.functional.pad(tensor, after) if missing else tensor
 

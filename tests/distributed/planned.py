@@ -10,7 +10,7 @@ import torch
 from megatron_apo.config import Config
 from megatron_apo.config_loading import load_config
 from megatron_apo.parallel.groups import Groups, initialise, shut_down
-from megatron_apo.training.setup import build_training_state
+from megatron_apo.training.setup import TrainingState, build_training_state
 
 
 def _size(tensor: torch.Tensor) -> int:
@@ -21,23 +21,31 @@ def _storages(tensors: list[torch.Tensor]) -> dict[int, int]:
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
+def optimizer_bytes(state: TrainingState) -> dict[str, int]:
+    """What this rank's optimizer holds beside the parameters: main ones of its own, moments, step counters."""
+    own = _storages([p.data for chunk in state.model for p in chunk.parameters()])
+    found = {"main": 0, "moments": 0, "steps": 0}
+    for link in getattr(state.optimizer, "chained_optimizers", [state.optimizer]):
+        if link.optimizer is None:  # every parameter of this rank is frozen
+            continue
+        for group in link.optimizer.param_groups:
+            found["main"] += sum(_size(p) for p in group["params"] if p.untyped_storage().data_ptr() not in own)
+        for value in (value for values in link.optimizer.state.values() for value in values.values()):
+            found["moments" if value.ndim else "steps"] += _size(value)
+    return found
+
+
 def _weigh(config: Config, groups: Groups) -> dict[str, int]:
     state = build_training_state(config, groups, updates=1, reference=False)
     model = state.model[0]
     model.zero_grad_buffer()
     state.optimizer.step()  # Adam's moments come into being
     parameters = _storages([p.data for p in model.parameters()])
-    optimizer = 0
-    for chained in getattr(state.optimizer, "chained_optimizers", [state.optimizer]):
-        inner = chained.optimizer
-        for group in inner.param_groups:
-            optimizer += sum(_size(p) for p in group["params"] if p.untyped_storage().data_ptr() not in parameters)
-        optimizer += sum(_size(v) for values in inner.state.values() for v in values.values() if torch.is_tensor(v))
     buffers = [buffer.grad_data for buffer in model.buffers]
     return {
         "weights": sum(parameters.values()),
         "gradients": sum(_size(buffer) for buffer in buffers),
-        "optimizer": optimizer,
+        "optimizer": sum(optimizer_bytes(state).values()),
         "data_rank": groups.data_rank,
         "pipeline_rank": groups.pipeline_rank,
     }

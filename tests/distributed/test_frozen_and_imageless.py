@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from megatron_apo.planning.state import Parameter, state_bytes
 from tests.distributed.launcher import Case, run_cases
 from tests.unit.model_providers.reference import make_checkpoint
 
@@ -36,6 +37,13 @@ CASES: dict[str, tuple[int, list[str], Plan]] = {
     "frozen_language_pp2": (2, [LANGUAGE, *PP2], APART),  # the last stage trains nothing
     "frozen_language_dp2_sharded": (2, [LANGUAGE, SHARDED], TWO_RANKS),
 }
+# Memory alone: in bfloat16 the numbers are compared elsewhere.
+BFLOAT16 = "--model.dtype=bfloat16"
+HALF: dict[str, tuple[int, list[str], Plan]] = {
+    "frozen_vision_bf16": (1, [VISION, BFLOAT16], APART),
+    "frozen_vision_and_merger_dp2_sharded_bf16": (2, [VISION, MERGER, BFLOAT16, SHARDED], TWO_RANKS),
+    "frozen_language_dp2_sharded_bf16": (2, [LANGUAGE, BFLOAT16, SHARDED], TWO_RANKS),
+}
 FROZEN = [name for name in CASES if name.startswith("frozen")]
 RESUMED = {
     "frozen_language_pp2": (2, [LANGUAGE, *PP2], APART),
@@ -49,7 +57,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("updates")
     checkpoint = str(make_checkpoint(root / "policy", tied=True))
     cases = []
-    for name, (world, overrides, plan) in {"one": (1, [], ALL), **CASES}.items():
+    for name, (world, overrides, plan) in {"one": (1, [], ALL), **CASES, **HALF}.items():
         arguments = {"checkpoint": checkpoint, "overrides": overrides, "plan": plan}
         cases.append(Case(UPDATE, world, str(root / name), arguments))
     for name, (world, overrides, plan) in RESUMED.items():
@@ -104,17 +112,28 @@ def test_the_sharded_optimizer_makes_the_same_update(runs: Path) -> None:
         assert (found[name] - tensor).norm() <= 1e-2 * tensor.norm(), name
 
 
-@pytest.mark.parametrize("case", FROZEN)
+@pytest.mark.parametrize("case", [*FROZEN, *HALF])
 def test_frozen_parts_take_no_gradient_buffer_and_no_optimizer_memory(runs: Path, case: str) -> None:
-    world, overrides, _ = CASES[case]
+    """To the byte: float32 moments of the trained numbers alone (bfloat16: and float32 main parameters of them), one
+    step counter a tensor, and the gradient buffer, which the sharded optimizer aligns as the planner says."""
+    world, overrides, _ = {**CASES, **HALF}[case]
     ranks = [json.loads((runs / case / f"sizes_{rank}.json").read_text()) for rank in range(world)]
-    assert all(size["trained"] < size["all"] for size in ranks)
-    if SHARDED in overrides:  # two moments of every trained number, shared by the ranks, and up to a few of padding
-        moments = sum(size["optimizer"] for size in ranks)
-        assert 2 * ranks[0]["trained"] <= moments < 2.1 * ranks[0]["trained"]
-        assert all(size["buffers"] < 1.1 * size["trained"] for size in ranks)
-    else:
-        assert all(size["optimizer"] == 2 * size["trained"] and size["buffers"] == size["trained"] for size in ranks)
+    sharded, half = SHARDED in overrides, BFLOAT16 in overrides
+    for size in ranks:
+        trained = sum(count for _, count in size["trained"])
+        assert trained < size["all"]
+        held = ranks if sharded else [size]  # the ranks that hold one copy of the optimizer's state together
+        assert sum(one["moments"] for one in held) == 2 * 4 * trained
+        assert sum(one["main"] for one in held) == (4 * trained if half else 0)
+        planned = state_bytes(
+            [Parameter(name, count) for name, count in size["trained"]],
+            dtype="bfloat16" if half else "float32",
+            data=world if sharded else 1,
+            distributed=sharded,
+            rank=size["data_rank"] if sharded else None,
+        )
+        assert size["main"] + size["moments"] + size["steps"] == planned.optimizer
+        assert size["buffers"] == planned.gradients
 
 
 @pytest.mark.parametrize("case", RESUMED)

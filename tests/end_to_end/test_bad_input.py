@@ -38,9 +38,9 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no_data_file": (["--data.train={root}/absent.jsonl"], r"data.train=.*absent.jsonl: no such file"),
     "layout": (
         ["--parallel.tensor=4", "--parallel.pipeline=3"],
-        r"tensor 4 × pipeline 3 × context 1 × data \? = world 1, virtual_pipeline 1, first_stage_layers 0, for 4 "
-        r"heads, 2 kv heads, 2 layers: world 1 is not a multiple of tensor × pipeline × context = 12; layers 2 is "
-        r"not .* pipeline 3",
+        r"tensor 4 × pipeline 3 × context 1 × data \? = world 1, sequence false, virtual_pipeline 1, "
+        r"first_stage_layers 0, vision_ffn_multiple 1: world 1 is not a multiple of tensor × pipeline × context = 12; "
+        r".*layers 2 is not .* pipeline 3",
     ),
     "other_model": (["--model.path={root}/other"], r"model_type is 'llava', expected 'qwen2_5_vl' or 'qwen2_vl'"),
     "not_a_model": (["--model.path={root}"], r"model.path=.*: no config.json there"),

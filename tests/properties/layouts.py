@@ -63,7 +63,7 @@ def possible(number: int, largest_world: int, folder: Path) -> tuple[Draw, int, 
     for attempt in range(200):
         draw = draw_case(number, largest_world=largest_world, attempt=attempt)
         try:
-            check_shape_layout(draw.parallel, shape, draw.world)
+            check_shape_layout(draw.parallel, shape, draw.world, vision_ffn_multiple=draw.vision_ffn_multiple)
         except ValueError as error:
             parallel = draw.parallel
             named = f"tensor {parallel.tensor} × pipeline {parallel.pipeline} × context {parallel.context}"

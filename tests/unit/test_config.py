@@ -11,13 +11,11 @@ from megatron_apo.config import Config, ParallelConfig
 from megatron_apo.config_loading import (
     check_evaluation,
     check_files,
-    check_layout,
     check_length,
     dump_config,
     known_keys,
     load_config,
     require,
-    stage_layers,
 )
 from megatron_apo.objective.presets import PRESETS
 
@@ -211,74 +209,11 @@ def _flat(tree: dict[str, object], prefix: str = "") -> list[tuple[str, object]]
     return result
 
 
-def test_layout() -> None:
-    layout = ParallelConfig(tensor=2, pipeline=2)
-    assert check_layout(layout, 8, heads=4, kv_heads=2, layers=2) == 2
-    with pytest.raises(ValueError) as error:
-        check_layout(layout, 6, heads=5, kv_heads=3, layers=3)
-    for part in (
-        "tensor 2 × pipeline 2 × context 1 × data ? = world 6",
-        "world 6 is not a multiple of tensor × pipeline × context = 4",
-        "heads 5 is not a multiple of tensor 2",
-        "kv_heads 3 is neither a multiple of tensor 2 nor a divisor of it",
-        "layers 3 is not a multiple of pipeline 2",
-    ):
-        assert part in str(error.value)
-    with pytest.raises(ValueError, match=r"data 2 = world 8.*layers 3"):
-        check_layout(layout, 8, heads=4, kv_heads=2, layers=3)
-    assert check_layout(ParallelConfig(tensor=4), 8, heads=4, kv_heads=2, layers=3) == 2
-
-
-@pytest.mark.parametrize(
-    ("settings", "layers", "stages"),
-    [
-        ({}, 3, [3]),
-        ({"pipeline": 3}, 6, [2, 2, 2]),
-        ({"pipeline": 3, "first_stage_layers": 2}, 10, [2, 4, 4]),
-        ({"pipeline": 2, "virtual_pipeline": 3}, 6, [3, 3]),
-        ({"pipeline": 2, "virtual_pipeline": 2, "first_stage_layers": 4}, 6, [4, 2]),
-    ],
-)
-def test_layers_of_each_stage(settings: dict[str, int], layers: int, stages: list[int]) -> None:
-    assert stage_layers(ParallelConfig(**settings), layers) == stages
-
-
-@pytest.mark.parametrize(
-    ("settings", "layers", "message"),
-    [
-        ({"first_stage_layers": 2}, 4, "first_stage_layers 2 needs pipeline above 1"),
-        ({"virtual_pipeline": 2}, 4, "virtual_pipeline 2 needs pipeline above 1"),
-        ({"pipeline": 3}, 7, "layers 7 is not a multiple of pipeline 3 and first_stage_layers is not set"),
-        (
-            {"pipeline": 3, "first_stage_layers": 2},
-            7,
-            "layers 7 less first_stage_layers 2 = 5 cannot be shared by the other 2 stages of pipeline 3",
-        ),
-        ({"pipeline": 2, "first_stage_layers": 4}, 4, "layers 4 less first_stage_layers 4 = 0 cannot be shared"),
-        (
-            {"pipeline": 2, "virtual_pipeline": 2, "first_stage_layers": 4},
-            7,
-            "a stage of 4 + 3 layers is not a multiple of virtual_pipeline 2",
-        ),
-    ],
-)
-def test_layers_that_cannot_be_dealt_out(settings: dict[str, int], layers: int, message: str) -> None:
-    layout = ParallelConfig(**settings)
-    with pytest.raises(ValueError) as error:
-        check_layout(layout, layout.pipeline, heads=4, kv_heads=2, layers=layers)
-    assert message in str(error.value)
-    factors = f"virtual_pipeline {layout.virtual_pipeline}, first_stage_layers {layout.first_stage_layers}, for 4 heads"
-    assert factors in str(error.value)
-
-
-def test_context_ranks_are_a_factor_of_the_world() -> None:
+def test_what_sequences_and_microbatches_are_a_multiple_of() -> None:
     layout = ParallelConfig(tensor=2, context=2)
-    assert check_layout(layout, 8, heads=4, kv_heads=2, layers=2) == 2
     assert (layout.sequence_multiple, layout.microbatch_multiple) == (4, 1)
     assert ParallelConfig(pipeline=2, virtual_pipeline=2).microbatch_multiple == 2
     assert ParallelConfig(pipeline=2).sequence_multiple == ParallelConfig(pipeline=2).microbatch_multiple == 1
-    with pytest.raises(ValueError, match="world 6 is not a multiple of tensor × pipeline × context = 4"):
-        check_layout(layout, 6, heads=4, kv_heads=2, layers=2)
 
 
 def test_freezing_everything_is_refused() -> None:

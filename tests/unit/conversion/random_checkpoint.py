@@ -22,6 +22,7 @@ def random_checkpoint(
     dtype: torch.dtype = torch.float32,
     text: dict[str, Any] | None = None,
     vision: dict[str, Any] | None = None,
+    scale: float = 1.0,
 ) -> Path:
     """Writes one of 4 layers and 4 heads everywhere (2 key-value heads), so that tensor and pipeline 4 divide it."""
     directory.mkdir(parents=True)
@@ -33,7 +34,7 @@ def random_checkpoint(
     (directory / "config.json").write_text(json.dumps(settings))
     generator = torch.Generator().manual_seed(7)
     weights = {
-        name: torch.randn(shape, generator=generator).to(dtype)
+        name: (scale * torch.randn(shape, generator=generator)).to(dtype)
         for row in weight_map(read_shape(directory))
         if row.exported
         for name, shape in zip(row.hf, row.shapes, strict=True)

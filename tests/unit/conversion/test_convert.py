@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -14,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_apo.conversion import new_directory
+from megatron_apo.conversion import convert, megatron_files, new_directory
 from megatron_apo.conversion.command import main
 from megatron_apo.conversion.verify import first_difference
+from model_providers.qwen_vl import layers
 from model_providers.qwen_vl.weight_map import published_name
 from tests.unit.model_providers.reference import make_checkpoint
 
@@ -93,6 +95,42 @@ def test_inspect(source: Path, megatron: Path, capsys: pytest.CaptureFixture[str
     assert "model.norm.weight [128] F32" in capsys.readouterr().out
 
 
+def test_another_width_of_the_vision_ffn(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written 104 wide instead of 128: verify builds that width, the way back cuts it, a job of 128 refuses it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "job_config", functools.partial(convert.job_config, vision_ffn_multiple=8))
+        assert main(["hf-to-megatron", str(source), str(tmp_path / "m")]) == 0
+    assert megatron_files.stored_vision_ffn(tmp_path / "m", 1) == 104
+    assert main(["verify", str(source), str(tmp_path / "m")]) == 0
+    assert main(["megatron-to-hf", str(tmp_path / "m"), str(tmp_path / "back")]) == 0
+    assert main(["verify", str(source), str(tmp_path / "back")]) == 0
+    config = convert.job_config(source, torch.float32, convert.ONE_PROCESS)
+    with convert.job(config) as groups, pytest.raises(ValueError, match=r"mlp\.linear_fc1\.weight has .* FFN of 104, "
+                                                      r"this job builds one of 128"):  # fmt: skip
+        megatron_files.load_weights(convert.build_empty(config, source, groups), tmp_path / "m")
+
+
+def test_the_names_of_an_earlier_version_are_refused(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(layers, "STORED_NORMS", {})
+        assert main(["hf-to-megatron", str(source), str(tmp_path / "m")]) == 0
+    for arguments in (["megatron-to-hf", str(tmp_path / "m"), str(tmp_path / "back")],
+                      ["verify", str(source), str(tmp_path / "m")]):  # fmt: skip
+        assert "an earlier version wrote it" in error_of(arguments, capsys)
+
+
+def test_the_layer_specs_share_the_stored_names(megatron: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(megatron), "--tensors"]) == 0
+    names = {line.split()[0] for line in capsys.readouterr().out.splitlines() if " [" in line}
+    assert "vision_model.layers.0.self_attention.linear_qkv.layer_norm_weight" in names
+    assert "language_model.decoder.layers.mlp.linear_fc1.layer_norm_weight" in names
+    assert not any("layernorm" in name for name in names - {"language_model.decoder.final_layernorm.weight"})
+
+
 def test_overwrites_only_by_force(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "m"
     target.mkdir()
@@ -152,8 +190,16 @@ def test_damaged_sources(source: Path, tmp_path: Path, capsys: pytest.CaptureFix
     (missing / "model.safetensors").rename(missing / "pytorch_model.bin")
     assert "pickle files (pytorch_model.bin)" in error(missing)
     config = json.loads((half / "config.json").read_text())
-    (half / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
-    assert "'llama'" in error(half)
+
+    def error_with(**changes: object) -> str:
+        (half / "config.json").write_text(json.dumps({**config, **changes}))
+        return error(half)
+
+    assert "'llama' (LlamaForCausalLM)" in error_with(model_type="llama", architectures=["LlamaForCausalLM"])
+    assert "'num_hidden_layers'" in error_with(text_config={**config["text_config"], "num_hidden_layers": "two"})
+    assert "vision_config.num_heads=5: must divide" in error_with(
+        vision_config={**config["vision_config"], "num_heads": 5}
+    )
 
 
 @pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "a/model.safetensors"])

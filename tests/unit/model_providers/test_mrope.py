@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -134,12 +136,35 @@ def test_a_response_is_text_whatever_it_holds() -> None:
     assert torch.equal(found, (torch.arange(5) + int(found[0, 0])).expand(3, -1))
 
 
-def test_empty_response_and_cached_answers_are_not_shared() -> None:
+def test_empty_response_and_no_two_answers_share_memory() -> None:
     prompt = prompt_of([(1, 4, 4)])
     first = mrope_position_ids(prompt, 0, [(1, 4, 4)], TOKENS)
     expected = first.clone()
     first += 100
     assert torch.equal(mrope_position_ids(prompt, 0, [(1, 4, 4)], TOKENS), expected)
+
+
+def test_nothing_is_kept_of_a_prompt() -> None:
+    """A run sees prompts without end: 8 of 2,300 tokens, every id an object of its own, leave no memory behind."""
+    grids: list[Grid] = [(1, 8, 8), (1, 8, 8)]
+
+    def positions(number: int) -> None:
+        text = [1000 + number * 2500 + place for place in range(2264)]
+        mrope_position_ids([*text, *prompt_of(grids)[3:]], 5, grids, TOKENS)
+
+    positions(0)
+    gc.collect()
+    tensors = sum(type(each) is torch.Tensor for each in gc.get_objects())
+    tracemalloc.start()
+    try:
+        for number in range(1, 9):
+            positions(number)
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2264 * 28  # bytes of one prompt's ids
+    assert sum(type(each) is torch.Tensor for each in gc.get_objects()) <= tensors
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_apo.config import ModelConfig
 from megatron_apo.parallel.groups import Groups
+from model_providers.qwen_vl.layout import VISION_FFN_MULTIPLE
 from model_providers.qwen_vl.loading import global_parameters, model_rows
 from model_providers.qwen_vl.megatron_config import BuildSettings
 from model_providers.qwen_vl.model import QwenVLModel
 from model_providers.qwen_vl.shape import read_shape
-from model_providers.qwen_vl.weight_map import WeightRow, hf_names, published_name, to_hf, to_megatron
+from model_providers.qwen_vl.weight_map import WeightRow, hf_names, published_name, to_hf, to_megatron, weight_map
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "fixtures" / "published"
 MODELS = sorted(path.name for path in PUBLISHED.iterdir())
@@ -37,7 +39,8 @@ def of_transformers(name: str) -> dict[str, torch.Size]:
 
 @pytest.fixture(scope="module")
 def ours(name: str, one_process: Groups) -> QwenVLModel:
-    return on_meta(name, one_process)
+    """As published: nothing padded."""
+    return on_meta(name, one_process, vision_ffn_multiple=1)
 
 
 def on_meta(name: str, groups: Groups, **settings: Any) -> QwenVLModel:
@@ -75,16 +78,17 @@ def test_names_of_both_generations(name: str, of_transformers: dict[str, torch.S
 
 
 def test_every_tensor_goes_there_and_back(ours: QwenVLModel) -> None:
-    """By shape, on one and on eight tensor ranks with the vision FFN padded to 16; the export cuts the padding."""
+    """By shape, on one and on eight tensor ranks with the vision FFN padded; the export cuts the padding."""
+    padded = {row.megatron: row for row in weight_map(ours.shape)}
     parameters = dict(global_parameters(ours))
     heads = ours.shape.heads
     for row in distinct_rows(ours):
         tensors = [torch.empty(shape, device="meta") for shape in row.shapes]
         assert to_megatron(row, tensors, 0, 1).shape == parameters[row.megatron].shape, row.megatron
         for ranks in (1, 8 if heads % 8 == 0 else 4):
-            shards = [to_megatron(row, tensors, rank, ranks) for rank in range(ranks)]
+            shards = [to_megatron(padded[row.megatron], tensors, rank, ranks) for rank in range(ranks)]
             assert len({shard.shape for shard in shards}) == 1, row.megatron
-            back = to_hf(row, shards)
+            back = to_hf(padded[row.megatron], shards)
             assert [(key, tuple(tensor.shape)) for key, tensor in back] == list(zip(row.hf, row.shapes, strict=True))
 
 
@@ -94,15 +98,34 @@ def distinct_rows(model: QwenVLModel) -> list[WeightRow]:
     return [row for row in rows if ".layers." not in row.megatron or ".layers.0." in row.megatron]
 
 
-def test_eight_tensor_ranks_pad_what_does_not_divide(one_process: Groups) -> None:
-    """3420 is no multiple of 16, which FP8 asks for: 3424; the published shape remains."""
-    model = on_meta("qwen2_5_vl_3b", one_process, vision_ffn_multiple=16)
-    assert model.vision_model is not None
-    assert model.vision_model.layers[0].mlp.linear_fc2.weight.shape == (1280, 3424)
-    assert model.vision_model.layers[0].mlp.linear_fc1.weight.shape == (2 * 3424, 1280)
-    row = model_rows(model)["vision_model.layers.0.mlp.linear_fc1.weight"]
-    gate, up = torch.randn(3420, 1280), torch.randn(3420, 1280)
-    shards = [to_megatron(row, [gate, up], rank, 8) for rank in range(8)]
-    assert shards[0].shape == (2 * 428, 1280)
-    for (_, back), tensor in zip(to_hf(row, shards), (gate, up), strict=True):
-        assert torch.equal(back, tensor)
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_every_layout_has_one_width_and_columns_for_fp8(name: str, ours: QwenVLModel, ranks: int) -> None:
+    """FP8 asks for a multiple of 16 on each rank; 3420 becomes 3456 everywhere, 3456 and 5120 stay."""
+    ffn = ours.shape.vision.ffn
+    width = 3456 if ffn == 3420 else ffn
+    rows = {row.megatron: row for row in weight_map(ours.shape)}
+    for module in ("linear_fc1.weight", "linear_fc1.bias", "linear_fc2.weight"):
+        row = rows[f"vision_model.layers.0.mlp.{module}"]
+        tensors = [torch.randn(shape) for shape in row.shapes]
+        shards = [to_megatron(row, tensors, rank, ranks) for rank in range(ranks)]
+        parts = len(tensors) if row.cut == 0 else 1
+        assert {shard.shape[row.cut] for shard in shards} == {parts * width // ranks}
+        assert width // ranks % 16 == 0
+        for (_, back), tensor in zip(to_hf(row, shards), tensors, strict=True):
+            assert torch.equal(back, tensor)
+
+
+def test_the_model_is_built_with_the_padded_width(name: str, ours: QwenVLModel, one_process: Groups) -> None:
+    """Nothing but the vision FFN differs from what is published."""
+    built = dict(on_meta(name, one_process).named_parameters())
+    rows = {row.megatron: row for row in weight_map(ours.shape)}
+    for key, parameter in ours.named_parameters():
+        row, shape = rows[key], list(parameter.shape)
+        if row.padded_to and row.cut is not None:
+            shape[row.cut] += (len(row.hf) if row.cut == 0 else 1) * (-ours.shape.vision.ffn % row.padded_to)
+        assert list(built[key].shape) == shape, key
+
+
+def test_the_settings_say_the_same_width() -> None:
+    """The settings know nothing of the providers, and so repeat the number."""
+    assert ModelConfig().vision_ffn_multiple == BuildSettings().vision_ffn_multiple == VISION_FFN_MULTIPLE

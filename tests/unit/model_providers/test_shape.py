@@ -49,6 +49,10 @@ def test_both_forms_give_the_published_shape(form: str) -> None:
     assert read_shape(FIXTURES / form) == SHAPE_3B
 
 
+MISSING = object()
+PUBLISHED_QWEN2_VL = "published/qwen2_vl_7b/flat"
+
+
 def written(directory: Path, form: str, change: dict[str, Any]) -> Path:
     config = json.loads((FIXTURES / form / "config.json").read_text())
     for key, value in change.items():
@@ -56,7 +60,10 @@ def written(directory: Path, form: str, change: dict[str, Any]) -> Path:
         place = config
         for section in sections:
             place = place[section]
-        place[name] = value
+        if value is MISSING:
+            del place[name]
+        else:
+            place[name] = value
     (directory / "config.json").write_text(json.dumps(config))
     return directory
 
@@ -71,9 +78,9 @@ def test_untied_in_the_flat_form(tmp_path: Path) -> None:
         (
             "flat",
             {"model_type": "llava"},
-            "model_type is 'llava', expected 'qwen2_5_vl' or 'qwen2_vl'; give the directory",
+            r"model_type is 'llava' \(Qwen2_5_VLForConditionalGeneration\), expected 'qwen2_5_vl' or 'qwen2_vl'; give",
         ),
-        ("flat", {"model_type": ["qwen2_vl"]}, r"model_type is \['qwen2_vl'\], expected"),
+        ("flat", {"model_type": ["qwen2_vl"]}, r"model_type is \['qwen2_vl'\] \(.*\), expected"),
         ("flat", {"use_sliding_window": True}, "use_sliding_window=true is not supported"),
         ("nested", {"text_config.hidden_act": "gelu"}, "hidden_act='gelu' of the language model: must be 'silu'"),
         ("flat", {"vision_config.hidden_act": "gelu"}, "hidden_act='gelu' of the vision tower: must be 'silu'"),
@@ -86,6 +93,62 @@ def test_what_the_provider_cannot_express(tmp_path: Path, form: str, change: dic
         change = {**change, "text_config.rope_parameters.factor": 4.0}
     with pytest.raises(ValueError, match=message):
         read_shape(written(tmp_path, form, change))
+
+
+# (form, changes, name and value in the message, what it must be); the fixtures' 3B has hidden 2048, 16 heads of 128.
+BAD: list[tuple[str, dict[str, Any], str, str]] = [
+    ("flat", {"rope_scaling": MISSING}, "rope_scaling=None", "must be an object with mrope_section"),
+    ("flat", {"rope_scaling": None}, "rope_scaling=None", "must be an object with mrope_section"),
+    ("flat", {"rope_scaling": 7}, "rope_scaling=7", "must be an object with mrope_section"),
+    ("flat", {"rope_scaling": {"type": "mrope"}}, "rope_scaling={'type': 'mrope'}", "must have mrope_section"),
+    ("nested", {"text_config.rope_parameters": MISSING}, "text_config.rope_scaling=None", "must be an object with"),
+    ("nested", {"text_config.rope_parameters": None}, "text_config.rope_scaling=None", "must be an object with"),
+    ("flat", {"rope_scaling.mrope_section": [16, 24, 20]}, "mrope_section=[16, 24, 20]", "that sum to 64"),
+    ("flat", {"rope_scaling.mrope_section": [32, 32]}, "mrope_section=[32, 32]", "must be three whole numbers"),
+    ("flat", {"rope_scaling.mrope_section": [0, 32, 32]}, "mrope_section=[0, 32, 32]", "must be three whole numbers"),
+    ("flat", {"rope_scaling.mrope_section": "abc"}, "mrope_section='abc'", "must be three whole numbers"),
+    ("flat", {"rope_theta": -1.0}, "rope_theta=-1.0", "must be a number above 0"),
+    ("flat", {"hidden_size": "abc"}, "'hidden_size' expected int, got str (value: 'abc')", ""),
+    ("flat", {"vision_config.depth": "abc"}, "'depth' expected int, got str (value: 'abc')", ""),
+    ("flat", {"hidden_size": MISSING}, "hidden_size=None", "is missing; must be a whole number above 0"),
+    ("nested", {"text_config.vocab_size": MISSING}, "text_config.vocab_size=None", "is missing"),
+    ("nested", {"text_config": None}, "text_config=None", "must be an object with the language model's sizes"),
+    ("flat", {"vision_config": MISSING}, "vision_config=None", "must be an object with the vision tower's sizes"),
+    ("nested", {"vision_config": 5}, "vision_config=5", "must be an object with the vision tower's sizes"),
+    ("flat", {"num_hidden_layers": 0}, "num_hidden_layers=0", "must be a whole number above 0"),
+    ("flat", {"num_key_value_heads": True}, "num_key_value_heads", ""),
+    ("flat", {"rms_norm_eps": 0.0}, "rms_norm_eps=0.0", "must be a number above 0"),
+    ("flat", {"num_attention_heads": 3}, "num_attention_heads=3", "must divide hidden_size=2048"),
+    ("flat", {"num_key_value_heads": 3}, "num_key_value_heads=3", "must divide num_attention_heads=16"),
+    ("flat", {"image_token_id": 151936}, "image_token_id=151936", "must lie in the vocabulary, 0 to 151935"),
+    ("flat", {"video_token_id": 151655}, "video_token_id=151655", "must differ from image_token_id"),
+    ("flat", {"vision_config.window_size": 14}, "vision_config.window_size=14", "must be at least 28 pixels"),
+    ("flat", {"vision_config.num_heads": 3}, "vision_config.num_heads=3", "must divide the tower's width 1280"),
+    ("flat", {"vision_config.num_heads": 640}, "vision_config.num_heads=640", "heads of a multiple of 4"),
+    ("flat", {"vision_config.patch_size": 0}, "vision_config.patch_size=0", "must be a whole number above 0"),
+    (
+        "flat",
+        {"vision_config.fullatt_block_indexes": [99]},
+        "vision_config.fullatt_block_indexes=[99]",
+        "must name layers 0 to 31",
+    ),
+    (PUBLISHED_QWEN2_VL, {"vision_config.num_heads": 3}, "vision_config.num_heads=3", "must divide the tower's width"),
+    (PUBLISHED_QWEN2_VL, {"vision_config.embed_dim": 0}, "vision_config.embed_dim=0", "must be a whole number above 0"),
+    (PUBLISHED_QWEN2_VL, {"num_attention_heads": 5}, "num_attention_heads=5", "must divide hidden_size=3584"),
+    (PUBLISHED_QWEN2_VL, {"vision_config": MISSING}, "vision_config=None", "must be an object"),
+]
+
+
+@pytest.mark.parametrize(
+    ("form", "change", "named", "rule"), BAD, ids=[f"{form}-{named.partition(',')[0]}" for form, _, named, _ in BAD]
+)
+def test_a_value_that_fits_no_model(tmp_path: Path, form: str, change: dict[str, Any], named: str, rule: str) -> None:
+    with pytest.raises(ValueError) as error:
+        read_shape(written(tmp_path, form, change))
+    told = str(error.value)
+    assert told.startswith(f"{tmp_path / 'config.json'}: ")
+    assert named in told and rule in told
+    assert told.endswith("; copy the file again from where the weights came from")
 
 
 def test_no_config(tmp_path: Path) -> None:

@@ -65,11 +65,11 @@ def test_qkv_goes_to_its_group() -> None:
 
 
 def test_padding_is_zeros_at_the_end_of_the_cut_dimension() -> None:
-    """Three wide, padded to a multiple of two ranks: gate and up each, and the columns of what reads them."""
-    fc1 = WeightRow("m", ("gate", "up"), ((3,), (3,)), "gate_up", 0, padded_to=1)
+    """Three wide, padded to eight and to four: gate and up each, and the columns of what reads them."""
+    fc1 = WeightRow("m", ("gate", "up"), ((3,), (3,)), "gate_up", 0, padded_to=8)
     parts = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0])]
     shards = [to_megatron(fc1, parts, rank, 2) for rank in range(2)]
-    assert [shard.tolist() for shard in shards] == [[1, 2, 10, 20], [3, 0, 30, 0]]
+    assert [shard.tolist() for shard in shards] == [[1, 2, 3, 0, 10, 20, 30, 0], [0] * 8]
     assert [part.tolist() for _, part in to_hf(fc1, shards)] == [[1, 2, 3], [10, 20, 30]]
     fc2 = WeightRow("m", ("down",), ((2, 3),), cut=1, padded_to=4)
     down = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])

@@ -1,0 +1,1 @@
+"""Stand-ins for software that needs a GPU; they prove how we call it, nothing about the software itself."""

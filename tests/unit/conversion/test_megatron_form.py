@@ -1,0 +1,203 @@
+"""Megatron checkpoints that are not what they should be: another config, tensors too many, damaged or hostile files."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.checkpoint.metadata import Metadata
+
+from megatron_apo.conversion.command import main
+from tests.unit.conversion.random_checkpoint import random_checkpoint
+
+EXPORT, VERIFY = "megatron-to-hf", "verify"
+EMBEDDING = "language_model.embedding.word_embeddings.weight"
+OUTPUT = "language_model.output_layer.weight"
+QKV = "language_model.decoder.layers.self_attention.linear_qkv.weight"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_checkpoint(tmp_path_factory.mktemp("form") / "source")
+
+
+@pytest.fixture(scope="module")
+def megatron(source: Path) -> Path:
+    assert main(["hf-to-megatron", str(source), str(source.parent / "megatron")]) == 0
+    return source.parent / "megatron"
+
+
+@pytest.fixture
+def broken(megatron: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(megatron, tmp_path / "broken"))
+
+
+def error_of(way: str, broken: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that refuses ``broken``, after which nothing is left."""
+    capsys.readouterr()
+    before = sorted(path.name for path in broken.parent.iterdir())
+    assert main([way, str(broken), str(broken.parent / "back") if way == EXPORT else str(broken)]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1, text
+    assert sorted(path.name for path in broken.parent.iterdir()) == before
+    return text
+
+
+def change_config(broken: Path, **changes: Any) -> None:
+    path = broken / "huggingface/config.json"
+    config = json.loads(path.read_text())
+    for section, values in changes.items():
+        config[section] = config[section] | values if isinstance(values, dict) else values
+    path.write_text(json.dumps(config))
+
+
+def change_metadata(broken: Path, change: Callable[[Metadata], object]) -> None:
+    path = broken / ".metadata"
+    metadata = pickle.loads(path.read_bytes())
+    change(metadata)
+    path.write_bytes(pickle.dumps(metadata))
+
+
+def rename(metadata: Metadata, names: dict[str, str]) -> None:
+    metadata.state_dict_metadata = {names.get(k, k): v for k, v in metadata.state_dict_metadata.items()}
+    metadata.storage_data = {
+        dataclasses.replace(k, fqn=names.get(k.fqn, k.fqn)): v for k, v in metadata.storage_data.items()
+    }
+
+
+@pytest.mark.parametrize("way", [EXPORT, VERIFY])
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"text_config": {"num_hidden_layers": 3}}, r".weight is \(4, 128\), expected \(3, 128\)"),
+        ({"text_config": {"num_hidden_layers": 5}}, r".weight is \(4, 128\), expected \(5, 128\)"),
+        (
+            {"text_config": {"intermediate_size": 180}},
+            r"linear_fc1.weight is \(4, 368, 128\), expected \(4, 360, 128\)",
+        ),
+        ({"vision_config": {"depth": 2}}, r"it has no vision_model.layers.2.mlp.linear_fc1.bias, .* and 2 more"),
+        ({"vision_config": {"depth": 4}}, r"visual.blocks.3.norm1.weight \(vision_model.layers.3.\S+\) is missing"),
+        ({"tie_word_embeddings": True}, rf"ties the output .* {OUTPUT} differs from {EMBEDDING}"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(map(str, value.values())),
+)
+def test_another_config(
+    broken: Path, way: str, changes: dict[str, Any], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_config(broken, **changes)
+    text = error_of(way, broken, capsys)
+    assert re.search(expected, text) and "config" in text, text
+
+
+@pytest.mark.parametrize("way", [EXPORT, VERIFY])
+def test_tensors_too_many(broken: Path, way: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def add(metadata: Metadata) -> None:
+        key = next(key for key in metadata.storage_data if "final_layernorm" in key.fqn)
+        metadata.state_dict_metadata["score.weight"] = metadata.state_dict_metadata[key.fqn]
+        metadata.storage_data[dataclasses.replace(key, fqn="score.weight")] = metadata.storage_data[key]
+
+    change_metadata(broken, add)
+    assert "it has no score.weight" in error_of(way, broken, capsys)
+
+
+class Runs:
+    """Unpickled carelessly, makes a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.directory),)
+
+
+@pytest.mark.parametrize("way", [EXPORT, VERIFY])
+def test_metadata_that_is_not(broken: Path, tmp_path: Path, way: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = broken / ".metadata"
+    whole = path.read_bytes()
+    for contents, expected in (
+        (whole[:100], "cannot be read"),
+        (b"garbage", "cannot be read"),
+        (b"", "cannot be read"),
+        (pickle.dumps({"a": 1}), "holds dict"),
+        (pickle.dumps(Runs(tmp_path / "ran")), "posix.mkdir, which no checkpoint needs"),
+    ):
+        path.write_bytes(contents)
+        text = error_of(way, broken, capsys)
+        assert expected in text and str(path) in text, text
+        assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("way", [EXPORT, VERIFY])
+@pytest.mark.parametrize("place", ["../megatron", "/etc"])
+def test_files_elsewhere(broken: Path, way: str, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def move(metadata: Metadata) -> None:
+        for key, value in metadata.storage_data.items():
+            metadata.storage_data[key] = dataclasses.replace(value, relative_path=f"{place}/{value.relative_path}")
+
+    change_metadata(broken, move)
+    assert f"names '{place}/__0_0.distcp', outside the checkpoint" in error_of(way, broken, capsys)
+
+
+@pytest.mark.parametrize("way", [EXPORT, VERIFY])
+@pytest.mark.parametrize("offset", [-5, 7])
+def test_damaged_archives(broken: Path, way: str, offset: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def move(metadata: Metadata) -> None:
+        key = next(key for key in metadata.storage_data if key.fqn == QKV)
+        place = metadata.storage_data[key]
+        metadata.storage_data[key] = dataclasses.replace(place, offset=place.offset + offset, length=100)
+
+    change_metadata(broken, move)
+    error_of(way, broken, capsys)
+
+
+def test_other_damage(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = broken / "common.pt"
+    buffer = io.BytesIO()
+    torch.save({"a": Runs(tmp_path / "ran")}, buffer)
+    common.write_bytes(buffer.getvalue())
+    assert "common.pt" in error_of(VERIFY, broken, capsys) and not (tmp_path / "ran").exists()
+    common.unlink()
+    assert f"{common}: missing" in error_of(VERIFY, broken, capsys)
+
+
+def test_the_wrong_form(source: Path, megatron: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, expected in (
+        (["hf-to-megatron", str(megatron)], "convert it with megatron-to-hf"),
+        (["megatron-to-hf", str(source)], "convert it with hf-to-megatron"),
+        (["megatron-to-hf", str(tmp_path)], "neither .metadata nor *.distcp"),
+        *(([way, str(tmp_path / "no")], "no such directory") for way in ("hf-to-megatron", EXPORT, VERIFY)),
+    ):
+        assert main([*arguments, str(tmp_path / "target")]) == 2
+        assert expected in capsys.readouterr().err, arguments
+
+
+def test_torchrun_is_told_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(reply))
+    assert main(["inspect", str(tmp_path / "no")]) == 2
+    assert json.loads(reply.read_text())["message"].startswith(f"error: {tmp_path / 'no'}: no such directory")
+
+
+def test_a_padded_vision_ffn(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """100 wide, stored 128; cut at export, and read by ranks that divide 128."""
+    target = tmp_path / "padded"
+    assert main(["hf-to-megatron", str(source), str(target)]) == 0
+    assert main(["inspect", str(target), "--tensors"]) == 0
+    listed = capsys.readouterr().out
+    assert "vision_model.layers.0.mlp.linear_fc1.weight [256, 64]" in listed
+    assert "vision_model.layers.0.mlp.linear_fc2.weight [64, 128]" in listed
+    assert main([VERIFY, str(source), str(target)]) == 0
+    assert main([EXPORT, str(target), str(tmp_path / "back")]) == 0
+    assert main([VERIFY, str(source), str(tmp_path / "back")]) == 0
+    assert main([VERIFY, str(target), str(target), "--tensor", "3"]) == 2
+    assert "stored 128 wide, which 3 tensor ranks do not divide" in capsys.readouterr().err
