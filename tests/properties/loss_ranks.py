@@ -25,6 +25,7 @@ from megatron_apo.objective.reductions import REDUCTIONS, token_weights
 from megatron_apo.parallel.groups import Groups, initialise, shut_down
 from megatron_apo.parallel.reduction import reduce_metrics
 from megatron_apo.records import Microbatch, TrainingSample
+from megatron_apo.training.finite import NOT_FINITE_ROW
 from megatron_apo.training.forward_step import LossSettings, agreement_sums, training_step, unwrap
 from megatron_apo.training.microbatches import pack_microbatch, run_schedule, score_microbatches
 from megatron_apo.training.setup import TrainingState, build_chunks, build_training_state, for_scoring
@@ -233,7 +234,7 @@ def _run_layout(
         supervised=loss.supervised,
     )
     collected = run_schedule(state.model, training_step(head_of(draw), groups, settings), batches)
-    names = collected[0].keys() - {"gate/row"} if collected else ()
+    names = collected[0].keys() - {"gate/row", NOT_FINITE_ROW} if collected else ()
     sums = {
         name: float(torch.stack([item[name].double() for item in collected]).sum())
         if name != "gate/max"
@@ -252,6 +253,8 @@ def compare(
     """Errors against the unsplit computation in float32, and the noise of float32 itself against float64."""
     expected, reference = unsplit(draw, loss, checkpoint, torch.float32)
     exact, exact_gradients = unsplit(draw, loss, checkpoint, torch.float64)
+    counted = {name: metrics.pop(name) for name in list(metrics) if name.startswith("count/not_finite_")}
+    assert counted and not any(counted.values()), counted
     assert metrics.keys() == expected.keys(), metrics.keys() ^ expected.keys()
     assert all(math.isfinite(value) for value in expected.values()), expected
 
