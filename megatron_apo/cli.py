@@ -130,7 +130,7 @@ def _set_environment() -> None:
 def _train(options: argparse.Namespace, overrides: list[str]) -> None:
     from megatron_apo.config_loading import check_evaluation, check_length
 
-    config = _training_config(options, overrides)
+    config = _training_config(options, overrides, supervised=False)
     check_evaluation(config)
     check_length(config)
     _prepare_megatron()
@@ -143,7 +143,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> None:
 def _sft(options: argparse.Namespace, overrides: list[str]) -> None:
     from megatron_apo.config_loading import check_evaluation
 
-    config = _training_config(options, overrides)
+    config = _training_config(options, overrides, supervised=True)
     check_evaluation(config)
     _prepare_megatron()
     from megatron_apo.sft import sft
@@ -152,11 +152,12 @@ def _sft(options: argparse.Namespace, overrides: list[str]) -> None:
         sft(config, resume=options.resume)
 
 
-def _training_config(options: argparse.Namespace, overrides: list[str]) -> Config:
-    from megatron_apo.config_loading import check_files, load_config, require
+def _training_config(options: argparse.Namespace, overrides: list[str], *, supervised: bool) -> Config:
+    from megatron_apo.config_loading import check_files, check_purpose, load_config, require
 
     config = load_config(options.config, overrides)
     require(config, "model.path", "data.train")
+    check_purpose(config, supervised=supervised)
     check_files(config)
     return config
 

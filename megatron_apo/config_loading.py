@@ -362,6 +362,19 @@ def check_files(config: Config) -> None:
             raise ValueError(f"{key}={path}: no such directory")
 
 
+def check_purpose(config: Config, *, supervised: bool) -> None:
+    """ValueError for an objective that ``train`` (or, ``supervised``, ``sft``) has no use for."""
+    if supervised and config.objective.reduction == "constant":
+        raise ValueError(
+            "objective.reduction=constant: must be another with sft; it divides by the longest response that sampling "
+            "could draw, and nothing is sampled"
+        )
+    if not supervised and config.objective.name == "sft":
+        raise ValueError(
+            "objective.name=sft: is for demonstrations; run the command sft, or choose an objective of rewards"
+        )
+
+
 def check_evaluation(config: Config) -> None:
     """ValueError when evaluations during training are asked for that would not take place."""
     every = config.run.evaluate_every

@@ -60,6 +60,9 @@ def test_an_error_of_ours_is_one_line_and_status_2(tmp_path: Path) -> None:
     assert result.returncode == 1 and "Traceback" in result.stderr
 
 
+RUN = ["--config", "CONFIG", "--model.path=CONFIG", "--data.train=CONFIG"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -69,6 +72,8 @@ def test_an_error_of_ours_is_one_line_and_status_2(tmp_path: Path) -> None:
         (["sft", "--config", "CONFIG", "--model.path=x"], "error: data.train: is required"),
         (["train", "--config", "CONFIG", "--run.steps"], "error: --run.steps: has no value"),
         (["evaluate", "--model", "x"], "error: data.test: is required"),
+        (["train", *RUN, "--objective.name=sft"], "error: objective.name=sft: is for demonstrations"),
+        (["sft", *RUN, "--objective.name=dr_grpo"], "error: objective.reduction=constant: must be another with sft"),
         (["report", "absent"], "error: report absent: no such directory"),
         (["report", "absent", "--run.steps=3"], "error: --run.steps=3: report takes no settings"),
     ],
@@ -76,7 +81,7 @@ def test_an_error_of_ours_is_one_line_and_status_2(tmp_path: Path) -> None:
 def test_refusals(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("run:\n  steps: 3\n")
-    assert main([str(config) if word == "CONFIG" else word for word in words]) == 2
+    assert main([word.replace("CONFIG", str(config)) for word in words]) == 2
     assert capsys.readouterr().err.startswith(message)
 
 
