@@ -111,7 +111,13 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_checkpoint(
         tmp_path_factory.mktemp("larger") / "source",
         dtype=torch.bfloat16,
-        text={"hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 20000, "num_hidden_layers": 8},
+        text={
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "vocab_size": 20000,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 32,
+        },
         vision={"out_hidden_size": 1024},
     )
 
