@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import pickle
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,19 @@ _KNOWN = {
 }
 
 
+def _member(kind: Any, name: str) -> Any:
+    """Nothing but a member of an enumeration, in place of ``getattr``."""
+    if not isinstance(kind, enum.EnumMeta) or name not in kind.__members__:
+        raise pickle.UnpicklingError(f"it asks for {name} of {kind!r}, which no checkpoint needs")
+    return kind[name]
+
+
 class _Reader(pickle.Unpickler):
     """Makes only what torch and Megatron-Core write into that file."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):  # how Python before 3.11.4 writes members of an enumeration
+            return _member
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if not is_dtype and name not in _KNOWN.get(module, ()):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint needs")

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import WriteItemType
 
 from megatron_apo.conversion.command import main
+from megatron_apo.conversion.metadata_file import read_metadata_file
 from tests.unit.conversion.random_checkpoint import random_checkpoint
 
 EXPORT, VERIFY = "megatron-to-hf", "verify"
@@ -135,6 +137,28 @@ def test_metadata_that_is_not(broken: Path, tmp_path: Path, way: str, capsys: py
         text = error_of(way, broken, capsys)
         assert expected in text and str(path) in text, text
         assert not (tmp_path / "ran").exists()
+
+
+class Asks:
+    """Pickled as ``getattr(kind, name)``."""
+
+    def __init__(self, kind: Any, name: str) -> None:
+        self.asked = (kind, name)
+
+    def __reduce__(self) -> Any:
+        return getattr, self.asked
+
+
+def test_members_of_enumerations_alone(tmp_path: Path) -> None:
+    """Python before 3.11.4 writes them as a call of getattr, which could as well ask for anything else."""
+    for kind, name, expected in (
+        (WriteItemType, "TENSOR", "holds WriteItemType"),
+        (Metadata, "__init__", "which no checkpoint needs"),
+        (WriteItemType, "__class__", "which no checkpoint needs"),
+    ):
+        (tmp_path / ".metadata").write_bytes(pickle.dumps(Asks(kind, name)))
+        with pytest.raises(ValueError, match=expected):
+            read_metadata_file(tmp_path / ".metadata")
 
 
 @pytest.mark.parametrize("way", [EXPORT, VERIFY])
