@@ -6,6 +6,7 @@ the plan, all ranks update together, and the weights go back to the engine befor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -23,7 +24,7 @@ from megatron_apo.observability.timers import PhaseTimer
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.parallel.scatter import scatter_work
 from megatron_apo.parallel.status import phase
-from megatron_apo.records import Prompt, ReplicaWork, RolloutGroup
+from megatron_apo.records import Prompt, ReplicaWork, RolloutGroup, TrainingSample
 from megatron_apo.rollout.engine import RolloutEngine, SamplingSettings
 from megatron_apo.training.update import Trainer
 from megatron_apo.weight_sync.verify import check_logprob_agreement
@@ -162,33 +163,40 @@ def _kl_coefficient(config: Config, step: int) -> float:
 def _reward_penalties(
     parts: LoopParts, drawn: Sequence[RolloutGroup], step: int, timer: PhaseTimer
 ) -> tuple[list[list[float]], dict[str, float]]:
-    """What a KL in the reward takes off each response's, by group, and its metrics; collective."""
+    """What a KL in the reward takes off each response's, by group, and its metrics; collective.
+
+    A response whose KL is not finite keeps its reward: the update finds the same log-probability and is skipped.
+    """
     config, works = parts.config, None
-    if parts.controller is not None:
-        samples = scoring_samples(drawn)
-        works = distribute(
-            samples,
-            [range(len(samples))],
-            tokens_per_microbatch=config.training.tokens_per_microbatch,
-            data_parallel=parts.groups.data_size,
-            sequence_multiple=config.parallel.sequence_multiple,
-            microbatch_multiple=config.parallel.microbatch_multiple,
-            pipeline=config.parallel.pipeline,
-            costs=parts.costs,
-            scalars={"samples": float(len(samples))},
-        )
+    samples: list[TrainingSample] = []
+    places: list[tuple[int, int]] = []
+    with phase(parts.groups, "reference plan"):
+        if parts.controller is not None:
+            samples, places = scoring_samples(drawn, parts.trainer.settings.head.forbidden_token_ids)
+            works = distribute(
+                samples,
+                [range(len(samples))],
+                tokens_per_microbatch=config.training.tokens_per_microbatch,
+                data_parallel=parts.groups.data_size,
+                sequence_multiple=config.parallel.sequence_multiple,
+                microbatch_multiple=config.parallel.microbatch_multiple,
+                pipeline=config.parallel.pipeline,
+                costs=parts.costs,
+                scalars={"samples": float(len(samples))},
+            )
     with timer.phase("reference"):
         divergences = parts.trainer.sequence_kl(scatter_work(works, parts.groups))
-    if not drawn:
-        return [], {}
-    coefficient, rest = _kl_coefficient(config, step), iter(divergences)
-    tokens = sum(len(rollout.token_ids) for group in drawn for rollout in group.rollouts)
-    metrics = {
-        "kl/coefficient": coefficient,
-        "kl/raw": sum(divergences) / max(tokens, 1),
-        "kl/penalty": coefficient * sum(divergences) / len(divergences),
-    }
-    return [[coefficient * next(rest) for _ in group.rollouts] for group in drawn], metrics
+    coefficient = _kl_coefficient(config, step)
+    penalties = [[0.0] * len(group.rollouts) for group in drawn]
+    tokens, total, count = 0, 0.0, 0
+    for (p, g), sample, divergence in zip(places, samples, divergences, strict=False):  # no places beside rank 0
+        if math.isfinite(divergence):
+            penalties[p][g] = coefficient * divergence
+            tokens, total, count = tokens + len(sample.response_ids), total + divergence, count + 1
+    metrics = {"kl/coefficient": coefficient}
+    if count:
+        metrics |= {"kl/raw": total / max(tokens, 1), "kl/penalty": coefficient * total / count}
+    return penalties, metrics
 
 
 def _gate(parts: LoopParts, metrics: dict[str, float], worst_token: Callable[[], str], seen: dict[str, float]) -> None:

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from megatron_apo.conversion.metadata_file import UnpicklingError, read_metadata_file
+from megatron_apo.conversion.stored_objects import check_objects
 from megatron_apo.training.stored_form import check_vision_ffn
 from model_providers.qwen_vl.weight_map import STORED_NORMS
 
@@ -167,6 +168,7 @@ def load_weights(model: Any, directory: Path) -> None:
     sizes = {name: tuple(entry.size) for name, entry in weight_tensors(metadata).items()}
     check_names(directory, sizes)
     check_vision_ffn(directory, sizes, model.shape, model.settings)
+    check_objects(directory, metadata)
     wanted = sharded_state(model)
     absent = drop_absent_extra_states(wanted["model0"], metadata)
     try:

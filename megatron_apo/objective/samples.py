@@ -191,16 +191,28 @@ def _sample(
     )
 
 
-def scoring_samples(groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
-    """Every response as a sample without weights, group after group: for forward passes only."""
-    return [
-        TrainingSample(
-            prompt_ids=group.prompt.token_ids,
-            response_ids=rollout.token_ids,
-            images=group.prompt.images,
-            rollout_logprobs=rollout.logprobs,
-            prompt_id=group.prompt.id,
-        )
-        for group in groups
-        for rollout in group.rollouts
+def scoring_samples(
+    groups: Sequence[RolloutGroup], forbidden_token_ids: Collection[int] = ()
+) -> tuple[list[TrainingSample], list[tuple[int, int]]]:
+    """The responses that can be trained on, as samples without weights for forward passes, and (group, response) of
+    each: neither aborted nor unjudged ones, nor those with a forbidden token, nor groups that were dropped."""
+    possible_PG = _possible(groups, forbidden_token_ids)
+    places = [
+        (p, g)
+        for p, group in enumerate(groups)
+        for g, (rollout, score) in enumerate(zip(group.rollouts, group.scores, strict=True))
+        if not group.dropped and possible_PG[p][g] and score.valid and rollout.finish_reason != "abort"
     ]
+    samples = []
+    for p, g in places:
+        prompt, rollout = groups[p].prompt, groups[p].rollouts[g]
+        samples.append(
+            TrainingSample(
+                prompt_ids=prompt.token_ids,
+                response_ids=rollout.token_ids,
+                images=prompt.images,
+                rollout_logprobs=rollout.logprobs,
+                prompt_id=prompt.id,
+            )
+        )
+    return samples, places

@@ -67,6 +67,11 @@ def validate_objective(settings: ObjectiveConfig, group_size: int, steps: int) -
             "objective.kl.placement=reward: must be loss with objective.dads.enabled=true; DADS weights the KL of "
             "responses by the sign of an advantage that a KL in the reward is already part of"
         )
+    if settings.name in ("apo_stcr_only", "view_r1_exact") and not has_kl(settings.kl):
+        raise ValueError(
+            f"objective.kl.coefficient={settings.kl.coefficient:g}: must be above 0 with "
+            f"objective.name={settings.name}, an objective with a KL term (APO's is 0.001); for none start from grpo"
+        )
     if settings.dads.enabled and not has_kl(settings.kl):
         key = "maximum" if settings.kl.schedule == "grpo_d" else "coefficient"
         raise ValueError(

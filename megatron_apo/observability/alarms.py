@@ -132,7 +132,9 @@ def build_alarms(config: AlarmsConfig, rows: Iterable[Mapping[str, Any]] = ()) -
     alarms = Alarms((*warn, *stop), config.steps)
     for row in rows:
         alarms, _ = alarms.after(row)
-    return alarms
+    # A stop limit that the steps before a resume had crossed (it may have been lowered since) stops at the next one.
+    crossed = {limit: config.steps - 1 for limit in alarms.ringing if limit.action == "stop"}
+    return replace(alarms, ringing=alarms.ringing - crossed.keys(), otherwise={**alarms.otherwise, **crossed})
 
 
 @dataclass(frozen=True)

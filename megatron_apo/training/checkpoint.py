@@ -21,6 +21,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from megatron_apo.conversion.megatron_files import drop_absent_extra_states, read_metadata, weight_tensors
+from megatron_apo.conversion.stored_objects import check_objects
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.parallel.status import phase
 from megatron_apo.training.forward_step import unwrap
@@ -176,6 +177,7 @@ def load_checkpoint(state: TrainingState, groups: Groups, directory: Path) -> Lo
         metadata = read_metadata(path)
         sizes = {name: tuple(entry.size) for name, entry in weight_tensors(metadata).items()}
         check_vision_ffn(path, sizes, state.shape, state.settings)
+        check_objects(path, metadata)
     _prepare_adam_state(state.optimizer)
     wanted = _sharded_state(state, is_loading=True)
     keys = [_chunk_key(number) for number in range(len(state.model))]

@@ -39,10 +39,13 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "layout": (
         ["--parallel.tensor=4", "--parallel.pipeline=3"],
         r"tensor 4 × pipeline 3 × context 1 × data \? = world 1, sequence false, virtual_pipeline 1, "
-        r"first_stage_layers 0, vision_ffn_multiple 1: world 1 is not a multiple of tensor × pipeline × context = 12; "
-        r".*layers 2 is not .* pipeline 3",
+        r"first_stage_layers 0, vision_ffn_multiple 128: world 1 is not a multiple of tensor × pipeline × context = 12"
+        r"; .*layers 2 is not .* pipeline 3",
     ),
-    "other_model": (["--model.path={root}/other"], r"model_type is 'llava', expected 'qwen2_5_vl' or 'qwen2_vl'"),
+    "other_model": (
+        ["--model.path={root}/other"],
+        r"model_type is 'llava' \(.*\), expected 'qwen2_5_vl' or 'qwen2_vl'",
+    ),
     "not_a_model": (["--model.path={root}"], r"model.path=.*: no config.json there"),
     "no_weights": (["--model.path={root}/no_weights"], r"no_weights: no \*.safetensors file there"),
     "truncated": (["--model.path={root}/truncated"], r"truncated/model.safetensors: not a whole safetensors file"),

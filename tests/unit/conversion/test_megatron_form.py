@@ -194,6 +194,26 @@ def test_other_damage(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert f"{common}: missing" in error_of(VERIFY, broken, capsys)
 
 
+def test_an_object_that_runs(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In place of a layer's extra state, which torch itself would unpickle whatever it is."""
+    buffer = io.BytesIO()
+    torch.save(Runs(tmp_path / "ran"), buffer)
+    file = next(broken.glob("*.distcp"))
+    offset = file.stat().st_size
+    with file.open("ab") as end:
+        end.write(buffer.getvalue())
+
+    def point(metadata: Metadata) -> None:
+        places = metadata.storage_data
+        key = next(key for key in places if "_extra_state" in key.fqn)
+        places[key] = dataclasses.replace(
+            places[key], relative_path=file.name, offset=offset, length=len(buffer.getvalue())
+        )
+
+    change_metadata(broken, point)
+    assert "holds more than numbers" in error_of(VERIFY, broken, capsys) and not (tmp_path / "ran").exists()
+
+
 def test_the_wrong_form(source: Path, megatron: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, expected in (
         (["hf-to-megatron", str(megatron)], "convert it with megatron-to-hf"),

@@ -188,6 +188,11 @@ def test_presets_and_validation_need_no_torch() -> None:
         (dataclasses.replace(APO, kl=KlConfig()), 8, "objective.kl.coefficient=0: must be above 0"),
         (dataclasses.replace(APO, stcr=StcrConfig(base=1.0)), 8, "objective.stcr.base=1.0"),
         (
+            dataclasses.replace(preset("apo_stcr_only"), kl=KlConfig()),
+            8,
+            "objective.kl.coefficient=0: must be above 0 with objective.name=apo_stcr_only",
+        ),
+        (
             dataclasses.replace(APO, kl=KlConfig(schedule="grpo_d", minimum=0.2, maximum=0.1)),
             8,
             "objective.kl.minimum=0.2: must not exceed",

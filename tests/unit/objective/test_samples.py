@@ -167,7 +167,12 @@ def test_a_constant_divides_by_the_longest_possible_response() -> None:
     assert [sample.policy_weight for sample in step.samples] == pytest.approx([1 / 100, 1 / 100])
 
 
-def test_samples_for_scoring_are_all_responses_in_order() -> None:
-    samples = scoring_samples([group("a", RIGHT, ABORTED), group("b", CUT)])
-    assert [(s.prompt_id, len(s.response_ids)) for s in samples] == [("a", 2), ("a", 1), ("b", 6)]
+def test_samples_for_scoring_are_those_that_can_be_trained_on() -> None:
+    """Not the aborted, not the unjudged, not one with a forbidden token (15 is the sixth of the cut one's)."""
+    groups = [group("a", RIGHT, ABORTED), group("b", CUT, UNJUDGED, WRONG)]
+    samples, places = scoring_samples(groups)
+    assert places == [(0, 0), (1, 0), (1, 2)]
+    assert [(s.prompt_id, len(s.response_ids)) for s in samples] == [("a", 2), ("b", 6), ("b", 4)]
     assert {s.policy_weight for s in samples} == {0.0}
+    assert scoring_samples(groups, [15])[1] == [(0, 0), (1, 2)]
+    assert scoring_samples([replace(groups[0], dropped="surplus"), groups[1]])[1] == [(1, 0), (1, 2)]

@@ -134,3 +134,18 @@ def test_progress_and_report_show_what_rings(tmp_path: Path) -> None:
     assert "<td>2 to 4, still ringing</td>" in write_report(tmp_path).read_text()
     (tmp_path / "metrics.jsonl").write_text(json.dumps(written[0]) + "\n")
     assert "<h2>Alarms</h2>" not in write_report(tmp_path).read_text()
+
+
+def test_a_stop_limit_that_was_lowered_before_a_resume_stops_at_the_next_step() -> None:
+    """Ten steps beyond it are behind: one more is enough; one within it and the count begins anew."""
+    config = AlarmsConfig(steps=3, stop=AlarmLimits(kl=0.5))
+    history = rows_of("kl", [0.8] * 10)
+    _, events = build_alarms(config, history).after({"kl/raw": 0.8})
+    assert [event.kind for event in events] == ["stop"]
+    alarms, events = build_alarms(config, history).after({"kl/raw": 0.4})
+    assert not events
+    said = []
+    for _ in range(3):
+        alarms, events = alarms.after({"kl/raw": 0.8})
+        said.append([event.kind for event in events])
+    assert said == [[], [], ["stop"]]
