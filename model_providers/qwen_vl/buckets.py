@@ -1,8 +1,8 @@
 """How the local attention batches packed sequences of different lengths: buckets of similar ones.
 
 One batch padded to the longest sequence would cost its square for every short one; a call for every sequence would be a
-loop over images. A bucket takes sequences of more than ``_SHORTEST_SHARE`` of its longest, so that padding at most
-doubles a sequence's attention, and the number of buckets grows with the logarithm of the longest length alone.
+loop over images. A bucket takes sequences of more than ``_SHORTEST_SHARE`` of its longest, so that padding about
+doubles a sequence's attention at worst, and the number of buckets grows with the logarithm of the longest length alone.
 
 Shape suffixes: T packed tokens, N sequences of a bucket, S its longest sequence.
 """
