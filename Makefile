@@ -23,7 +23,7 @@ help:
 	@echo "make test         make the environment, then ruff, mypy and the tests"
 	@echo "make lint         ruff and mypy alone"
 	@echo "make env          the environment alone (in $(VENV); about 4 GB)"
-	@echo "make properties   random models, inputs and layouts against transformers (DRAWS=500; 20 minutes)"
+	@echo "make properties   random models, inputs and layouts against transformers (DRAWS=500; half an hour)"
 	@echo "make clean-env    remove it"
 	@echo "PYTHON=/path/to/python3.12 chooses the interpreter: 3.11 or 3.12"
 
