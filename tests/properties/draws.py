@@ -20,6 +20,7 @@ KINDS: tuple[str, ...] = (
     *("any", "pipeline", "interleaved", "uneven first stage", "tensor and sequence", "tensor and pipeline"),
     *("context and pipeline", "tensor 4", "data and pipeline", "several"),
 )
+_HEADS = {"tensor 4": [4, 8], "tensor 8": [8]}  # attention heads that such ranks can divide
 
 
 @dataclass(frozen=True)
@@ -119,17 +120,17 @@ class Draw:
 
 
 def _text(dice: random.Random, kind: str) -> dict[str, Any]:
-    heads, size = dice.choice([4, 8] if kind == "tensor 4" else [2, 4, 4, 8]), dice.choice([8, 16, 32])
+    heads, size = dice.choice(_HEADS.get(kind, [2, 4, 4, 8])), dice.choice([8, 16, 32])
     if heads * size > 128:
         size = 16
     sections = {8: [1, 1, 2], 16: [2, 3, 3], 32: [4, 6, 6]}[size]
     return dict(
         vocab_size=dice.choice([301, 304, 323]),
         hidden_size=heads * size,
-        num_hidden_layers=dice.choice([2, 3, 4, 4, 6, 8] if kind in ("any", "tensor 4") else [4, 6, 8]),
+        num_hidden_layers=dice.choice([2, 3, 4, 4, 6, 8] if kind in ("any", *_HEADS) else [4, 6, 8]),
         num_attention_heads=heads,
         num_key_value_heads=dice.choice([n for n in (1, 2, 4, 8) if heads % n == 0]),
-        intermediate_size=dice.choice([48, 88, 184] if kind == "tensor 4" else [48, 88, 90, 184]),
+        intermediate_size=dice.choice([48, 88, 184] if kind in _HEADS else [48, 88, 90, 184]),
         max_position_embeddings=2048,
         rms_norm_eps=dice.choice([1e-6, 1e-5]),
         rope_parameters={
@@ -141,7 +142,7 @@ def _text(dice: random.Random, kind: str) -> dict[str, Any]:
 
 
 def _vision(dice: random.Random, family: str, hidden: int, kind: str) -> dict[str, Any]:
-    heads, size = dice.choice([4, 8] if kind == "tensor 4" else [2, 4, 4, 8]), dice.choice([8, 16])
+    heads, size = dice.choice(_HEADS.get(kind, [2, 4, 4, 8])), dice.choice([8, 16])
     depth, patch = dice.choice([2, 3, 4]), dice.choice([4, 14])
     common = dict(
         depth=depth, num_heads=heads, patch_size=patch, spatial_merge_size=MERGE, in_channels=3, temporal_patch_size=2
@@ -193,6 +194,7 @@ def _is_of(kind: str, world: int, parallel: ParallelConfig) -> bool:
         "tensor and pipeline": tensor > 1 and pipeline > 1,
         "context and pipeline": context > 1 and pipeline > 1,
         "tensor 4": tensor == 4,
+        "tensor 8": tensor == 8,
         "data and pipeline": data > 1 and pipeline > 1,
         "several": sum(size > 1 for size in (pipeline, tensor, context, data)) > 1,
     }[kind]
@@ -237,10 +239,18 @@ def _deal(dice: random.Random, draw: Draw) -> Draw:
     return replace(draw, microbatches=tuple(tuple(tuple(batch) for batch in rank) for rank in filled))
 
 
+def kind_of(number: int, largest_world: int) -> str:
+    """What the layout of draw ``number`` must have: so that a few draws have every kind, and rare ones do come."""
+    if largest_world < 4:
+        return "any"
+    kind, rounds = KINDS[number % len(KINDS)], number // len(KINDS)
+    return "tensor 8" if kind == "tensor 4" and largest_world >= 8 and rounds % 2 else kind
+
+
 def draw_case(number: int, *, largest_world: int = 4, attempt: int = 0) -> Draw:
     """The draw of this number; another ``attempt`` draws another layout for the same model and inputs."""
     dice = random.Random(f"case {number}")
-    kind = KINDS[number % len(KINDS)] if largest_world >= 4 else "any"
+    kind = kind_of(number, largest_world)
     family = dice.choice(["qwen2_5_vl", "qwen2_vl"])
     text = _text(dice, kind)
     vision = _vision(dice, family, text["hidden_size"], kind)

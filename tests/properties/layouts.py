@@ -94,7 +94,7 @@ def run_draws(
         function, more = (checked.check_with_bug, {"bug": bug}) if bug else (checked.check, {})
         case = Case(function, draw.world, str(directory), arguments | more)
         drawn.append((draw, case, len(refusals)))
-    run_cases([case for _, case, _ in drawn], timeout=120.0)
+    run_cases([case for _, case, _ in drawn], timeout=300.0)
     results = [(draw, json.loads(Path(case.directory, "result.json").read_text())) for draw, case, _ in drawn]
     return results, sum(count for _, _, count in drawn)
 
@@ -130,6 +130,11 @@ def summary(
     return "\n".join(lines)
 
 
+def _write(log: Path | None, lines: list[str]) -> None:
+    if log:
+        log.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
 def main(checked: Property = OUTPUTS, description: str | None = __doc__) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -161,10 +166,10 @@ def main(checked: Property = OUTPUTS, description: str | None = __doc__) -> int:
                 if failure(result, checked):
                     failed += 1
                     print(line_of(draw, result, checked), file=sys.stderr)
+            _write(options.log, lines)
     lines.append(summary(results, refused, failed, time.monotonic() - started, checked))
     print(lines[-1])
-    if options.log:
-        options.log.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _write(options.log, lines)
     return 1 if failed else 0
 
 
