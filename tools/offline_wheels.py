@@ -115,19 +115,26 @@ def join(directory: Path, output: Path) -> list[Path]:
     if not manifest.is_file():
         raise ValueError(f"{directory}: no {MANIFEST} there; give the directory that prepare wrote")
     packages = []
-    for entry in json.loads(manifest.read_text(encoding="utf-8"))["packages"]:
-        target = _plain_name(output, entry["file"])
+    try:
+        entries = [
+            (entry["file"], entry["sha256"], [(part["file"], part["sha256"]) for part in entry["parts"]])
+            for entry in json.loads(manifest.read_text(encoding="utf-8"))["packages"]
+        ]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{manifest}: is no list of packages ({error!r}); copy it again") from error
+    for name, package_digest, parts in entries:
+        target = _plain_name(output, name)
         unfinished = target.with_name(f"{target.name}.unfinished")
         with unfinished.open("wb") as whole:
-            for part in entry["parts"]:
-                path = _plain_name(directory, part["file"])
+            for part, digest in parts:
+                path = _plain_name(directory, part)
                 if not path.is_file():
                     raise ValueError(f"{path}: is missing; copy it again")
-                if sha256(path) != part["sha256"]:
+                if sha256(path) != digest:
                     raise ValueError(f"{path}: is damaged (SHA-256 differs from the manifest's); copy it again")
                 with path.open("rb") as source:
                     shutil.copyfileobj(source, whole, _BLOCK)
-        if sha256(unfinished) != entry["sha256"]:
+        if sha256(unfinished) != package_digest:
             raise ValueError(f"{target.name}: its parts are whole but in the wrong order; prepare it again")
         unfinished.rename(target)
         packages.append(target)

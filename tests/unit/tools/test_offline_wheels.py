@@ -63,6 +63,13 @@ def test_a_manifest_cannot_name_files_elsewhere(packed: Path) -> None:
     assert not (packed.parent / "evil.whl").exists()
 
 
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b'{"packages": [{"file": "a.whl"}]}'])
+def test_a_damaged_manifest_is_named(packed: Path, content: bytes) -> None:
+    (packed / "out" / "manifest.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"manifest\.json: is no list of packages .*; copy it again"):
+        join(packed / "out", packed)
+
+
 def test_output_that_is_not_empty_is_refused(packed: Path) -> None:
     with pytest.raises(ValueError, match="not an empty directory"):
         pack(packed / "packages", packed / "out", 1)
