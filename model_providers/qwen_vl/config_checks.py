@@ -63,7 +63,7 @@ def _section_problems(raw: Mapping[str, object]) -> Iterator[_Problem]:
 def _vision_section_problems(raw: Mapping[str, object]) -> Iterator[_Problem]:
     vision, family = raw["vision_config"], raw.get("model_type")
     assert isinstance(vision, Mapping)
-    required = ("tokens_per_second",) if family == "qwen2_5_vl" else ()
+    required = ["tokens_per_second"] if family == "qwen2_5_vl" else []
     if not _is_abbreviated(raw):
         required += _VISION_UNSEEN[str(family)]
     for name in required:
