@@ -389,8 +389,15 @@ def check_length(config: Config) -> None:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"model.path={config.model.path}: its config.json cannot be read ({error})") from error
-    nested = settings.get("text_config") or {}
-    positions = nested.get("max_position_embeddings", settings.get("max_position_embeddings"))
+    if not isinstance(settings, dict):
+        raise ValueError(
+            f"{path}: holds a {type(settings).__name__}, expected an object; copy the file again from where the "
+            "weights came from"
+        )
+    nested = settings.get("text_config")
+    positions = (nested if isinstance(nested, dict) else {}).get(
+        "max_position_embeddings", settings.get("max_position_embeddings")
+    )
     prompt, response = config.data.max_prompt_tokens, config.sampling.max_tokens
     if isinstance(positions, int) and prompt + response > positions:
         raise ValueError(

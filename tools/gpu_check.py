@@ -18,35 +18,37 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-PACKAGES = {
-    "torch": "",
-    "megatron-core": "0.16.1",
-    "transformers": "",
-    "safetensors": "",
-    "psutil": "",
-    "math-verify": "0.9.0",
-    "transformer-engine": "2.11.0",
-    "transformer-engine-torch": "2.11.0",
-    "vllm": "0.24.0",
-}
+from tools.offline_wheels import listed  # noqa: E402
+
+REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements" / "gpu_host.txt"
+HOSTS_OWN = ("torch", "transformers", "safetensors")  # there before the list's are installed
 TOLERANCE = 3e-2  # of a tensor's norm: two bfloat16 paths that round at different places
 Result = tuple[str, str]  # (ok | failed | not measured, what was found)
 
 
+def packages() -> list[Requirement]:
+    """What a GPU host needs: its own packages and those of the list that it was prepared from."""
+    return [Requirement(line) for line in (*HOSTS_OWN, *listed(REQUIREMENTS))]
+
+
 def versions() -> Result:
-    """Installed versions; a missing package or another version than the pinned one fails."""
+    """Installed versions; a missing package or another version than the list asks for fails."""
     found, wrong = [], []
-    for name, pin in PACKAGES.items():
+    for package in packages():
+        name, asked = canonicalize_name(package.name), str(package.specifier)
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            wrong.append(f"{name} is missing" + (f" (pinned: {pin})" if pin else ""))
+            wrong.append(f"{name} is missing" + (f" (asked for: {asked})" if asked else ""))
             continue
         found.append(f"{name} {version}")
-        if pin and version.split("+")[0] != pin:
-            wrong.append(f"{name} is {version}, pinned is {pin}")
+        if not package.specifier.contains(version, prereleases=True):
+            wrong.append(f"{name} is {version}, asked for is {asked}")
     return ("failed" if wrong else "ok"), "; ".join([*wrong, *found])
 
 

@@ -6,7 +6,9 @@
 ``prepare`` asks pip for the packages that the list names and for nothing else (``--no-deps``: the host's own torch must
 stay), unless ``--with-dependencies``. The directory then holds parts of at most the given size, ``manifest.json`` with
 the SHA-256 of each part and package, and ``install.py``, this very file, which puts the packages together again and
-installs them with ``pip --no-index``. Packages without a wheel (Transformer Engine's torch part) are built on the host.
+installs them with ``pip --no-index``. Packages without a wheel (Transformer Engine's torch part) are built on the host;
+to fetch their source, pip runs their ``setup.py``, here with the setuptools, wheel and packaging of this Python and a
+stand-in for the host's torch (``stand_in_torch``).
 """
 
 from __future__ import annotations
@@ -25,6 +27,24 @@ from pathlib import Path
 
 _BLOCK = 1 << 20
 MANIFEST = "manifest.json"
+
+# What setup.py files ask of torch before anything is compiled; a name that is not here is an error, not a guess.
+_STAND_IN = {
+    "__init__.py": "from torch import version\n",
+    "version.py": "cuda = {cuda!r}\n",
+    "utils/__init__.py": "",
+    "utils/cpp_extension.py": """\
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext as BuildExtension
+
+
+def CppExtension(name, sources, **options):
+    return Extension(name, [str(source) for source in sources])
+
+
+CUDAExtension = CppExtension
+""",
+}
 
 
 def sha256(path: Path) -> str:
@@ -95,19 +115,26 @@ def join(directory: Path, output: Path) -> list[Path]:
     if not manifest.is_file():
         raise ValueError(f"{directory}: no {MANIFEST} there; give the directory that prepare wrote")
     packages = []
-    for entry in json.loads(manifest.read_text(encoding="utf-8"))["packages"]:
-        target = _plain_name(output, entry["file"])
+    try:
+        entries = [
+            (entry["file"], entry["sha256"], [(part["file"], part["sha256"]) for part in entry["parts"]])
+            for entry in json.loads(manifest.read_text(encoding="utf-8"))["packages"]
+        ]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{manifest}: is no list of packages ({error!r}); copy it again") from error
+    for name, package_digest, parts in entries:
+        target = _plain_name(output, name)
         unfinished = target.with_name(f"{target.name}.unfinished")
         with unfinished.open("wb") as whole:
-            for part in entry["parts"]:
-                path = _plain_name(directory, part["file"])
+            for part, digest in parts:
+                path = _plain_name(directory, part)
                 if not path.is_file():
                     raise ValueError(f"{path}: is missing; copy it again")
-                if sha256(path) != part["sha256"]:
+                if sha256(path) != digest:
                     raise ValueError(f"{path}: is damaged (SHA-256 differs from the manifest's); copy it again")
                 with path.open("rb") as source:
                     shutil.copyfileobj(source, whole, _BLOCK)
-        if sha256(unfinished) != entry["sha256"]:
+        if sha256(unfinished) != package_digest:
             raise ValueError(f"{target.name}: its parts are whole but in the wrong order; prepare it again")
         unfinished.rename(target)
         packages.append(target)
@@ -140,17 +167,47 @@ def install(directory: Path) -> None:
     print(f"{len(packages)} packages installed; python tools/gpu_check.py says what they can do")
 
 
+def listed(requirements: Path) -> list[str]:
+    """The requirements in a list of one a line, without its comments."""
+    lines = [line.split("#")[0].strip() for line in requirements.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line]
+
+
+def stand_in_torch(directory: Path, cuda: str) -> dict[str, str]:
+    """The environment in which ``import torch`` finds a stand-in in ``directory`` that says it was built for ``cuda``.
+
+    pip makes the metadata of a source package even where it is only to be fetched. Transformer Engine's ``setup.py``
+    reads ``torch.version.cuda`` for it, which is None in a torch without CUDA; building in isolation would download
+    another torch, gigabytes of it. The fetched package is the same file whatever the stand-in says, and is built on the
+    host against the host's own torch.
+    """
+    for name, content in _STAND_IN.items():
+        path = directory / "torch" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content.format(cuda=cuda) if name == "version.py" else content, encoding="utf-8")
+    known = [str(directory), *filter(None, [os.environ.get("PYTHONPATH", "")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(known)}
+
+
+def _download_source(pip: Sequence[str], requirement: str, cuda: str) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        subprocess.run(
+            [*pip, "--no-deps", "--no-binary=:all:", "--no-build-isolation", requirement],
+            check=True,
+            env=stand_in_torch(Path(temporary), cuda),
+        )
+
+
 def download(options: argparse.Namespace, target: Path) -> None:
     """pip download of the list. What has no wheel comes as source and is built on the host."""
-    lines = [line.split("#")[0].strip() for line in Path(options.requirements).read_text(encoding="utf-8").splitlines()]
-    for requirement in filter(None, lines):
+    for requirement in listed(Path(options.requirements)):
         pip = [sys.executable, "-m", "pip", "download", "--dest", str(target)]
         binary = [*pip, "--only-binary=:all:", "--python-version", options.python, "--implementation", "cp"]
         binary += [word for platform in options.platform for word in ("--platform", platform)]
         binary += [] if options.with_dependencies else ["--no-deps"]
         if subprocess.run([*binary, requirement]).returncode:
             print(f"{requirement}: no wheel for the host; its source is taken", flush=True)
-            subprocess.run([*pip, "--no-deps", "--no-binary=:all:", "--no-build-isolation", requirement], check=True)
+            _download_source(pip, requirement, options.cuda)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -162,6 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare.add_argument("--output", required=True, metavar="DIR")
     prepare.add_argument("--part-mib", type=int, default=60, metavar="N", help="largest part (default: 60 MiB)")
     prepare.add_argument("--python", default="3.12", metavar="X.Y", help="the host's Python (default: 3.12)")
+    prepare.add_argument("--cuda", default="13.0", metavar="X.Y", help="the CUDA of the host's torch (default: 13.0)")
     prepare.add_argument("--platform", action="append", metavar="TAG", help="wheel platforms of the host")
     prepare.add_argument("--with-dependencies", action="store_true", help="also what the packages depend on")
     installing = commands.add_parser("install", help="check, put together and install; needs no network")

@@ -61,8 +61,11 @@ def sample_sections(run_dir: Path, responses: int) -> str:
 def read_groups(path: Path, step: int) -> list[SampledGroup]:
     """The groups of one rollout file; ValueError with file and line for one that is none."""
     groups = []
-    # Not splitlines: a response may hold other line separators.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a response may hold other separators
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8 text ({error}); restore the file") from error
+    for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:

@@ -11,7 +11,7 @@ import os
 import queue
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from megatron_apo.training.stored_form import check_saved_with, check_vision_ffn
 
 STATE_FILE = "loop_state.json"
 _SAVED_WITH = "saved_with"
+_OLDER = "restore the file, or remove its directory to resume from the checkpoint before it"
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,17 @@ def save_checkpoint(state: TrainingState, groups: Groups, directory: Path, loop:
     return final
 
 
+def _read_loop_state(path: Path) -> dict[str, Any]:
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); {_OLDER}") from error
+    known = {field.name for field in fields(LoopState)} | {_SAVED_WITH}
+    if not isinstance(saved, dict) or not {"step", "weight_version", "updates"} <= saved.keys() <= known:
+        raise ValueError(f"{path}: does not say where the run stood; {_OLDER}")
+    return saved
+
+
 def load_checkpoint(state: TrainingState, groups: Groups, directory: Path) -> LoopState:
     """Loads the newest checkpoint under ``directory``. All ranks call it together.
 
@@ -172,7 +184,7 @@ def load_checkpoint(state: TrainingState, groups: Groups, directory: Path) -> Lo
         )
     path = checkpoint_path(directory, steps[-1])
     with phase(groups, "check checkpoint"):
-        saved = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        saved = _read_loop_state(path / STATE_FILE)
         check_saved_with(path, saved.pop(_SAVED_WITH, None), state)
         metadata = read_metadata(path)
         sizes = {name: tuple(entry.size) for name, entry in weight_tensors(metadata).items()}

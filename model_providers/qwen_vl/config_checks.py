@@ -9,11 +9,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from packaging.version import InvalidVersion, Version
+
 REMEDY = "copy the file again from where the weights came from"
 _TEXT_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
                "vocab_size", "max_position_embeddings")  # fmt: skip
 _VISION_SIZES = ("depth", "num_heads", "patch_size", "temporal_patch_size", "spatial_merge_size", "in_channels")
 _WINDOWED_SIZES = ("hidden_size", "intermediate_size", "out_hidden_size", "window_size", "tokens_per_second")
+# What the weights' shapes do not show of the tower: a default in its place would be found by nobody.
+_VISION_UNSEEN = {"qwen2_5_vl": ("num_heads", "window_size", "fullatt_block_indexes"), "qwen2_vl": ("num_heads",)}
+_ABBREVIATING = (Version("4.45.dev0"), Version("4.50"))  # from, to: see _is_abbreviated
 _TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id")
 
 _Problem = tuple[str, object, str]  # name, value, what it must be
@@ -26,8 +31,9 @@ def refuse(path: Path, problems: Iterator[_Problem]) -> None:
 
 
 def check_sections(path: Path, raw: Mapping[str, object]) -> None:
-    """ValueError for a section or a size of the language model that is missing, which defaults would replace."""
+    """ValueError for a section or a value that is missing, which defaults would replace."""
     refuse(path, _section_problems(raw))
+    refuse(path, _vision_section_problems(raw))
 
 
 def _section_problems(raw: Mapping[str, object]) -> Iterator[_Problem]:
@@ -43,11 +49,39 @@ def _section_problems(raw: Mapping[str, object]) -> Iterator[_Problem]:
     for name in _TEXT_SIZES:
         if name not in text:
             yield f"{prefix}{name}", None, "is missing; must be a whole number above 0"
+    if "rms_norm_eps" not in text:
+        yield f"{prefix}rms_norm_eps", None, "is missing; must be a number above 0"
     rope = text.get("rope_parameters") or text.get("rope_scaling")
     if not isinstance(rope, Mapping):
         yield f"{prefix}rope_scaling", rope, "must be an object with mrope_section (rope_parameters in newer files)"
     elif "mrope_section" not in rope:
         yield f"{prefix}rope_scaling", dict(rope), "must have mrope_section, the pairs of time, height and width"
+    elif "rope_theta" not in rope and "rope_theta" not in text:
+        yield f"{prefix}rope_theta", None, "is missing; must be a number above 0"
+
+
+def _vision_section_problems(raw: Mapping[str, object]) -> Iterator[_Problem]:
+    vision, family = raw["vision_config"], raw.get("model_type")
+    assert isinstance(vision, Mapping)
+    required = ["tokens_per_second"] if family == "qwen2_5_vl" else []
+    if not _is_abbreviated(raw):
+        required += _VISION_UNSEEN[str(family)]
+    for name in required:
+        if name not in vision:
+            yield f"vision_config.{name}", None, "is missing; the weights do not show it, and a default may differ"
+
+
+def _is_abbreviated(raw: Mapping[str, object]) -> bool:
+    """Whether transformers 4.45 to 4.49 wrote ``raw``, which leave out of a section what equals its class's defaults.
+
+    Those are the defaults that transformers fills in again. ``tokens_per_second`` is there all the same: no published
+    model has the default.
+    """
+    try:
+        version = Version(str(raw.get("transformers_version")))
+    except InvalidVersion:
+        return False
+    return _ABBREVIATING[0] <= version < _ABBREVIATING[1]
 
 
 def _is_size(value: object) -> bool:

@@ -110,7 +110,7 @@ def _config_json(directory: Path) -> dict[str, object]:
         raise ValueError(f"model.path={directory}: no config.json there; give a Hugging Face checkpoint directory")
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); copy the file again") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: holds {type(loaded).__name__}, expected an object; copy the file again")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core.utils import get_te_version
 
 from megatron_apo.config import ParallelConfig
 from megatron_apo.parallel.groups import Groups, initialise, shut_down
@@ -44,6 +45,7 @@ def compare(directory: Path, *, family: str, tied: bool) -> None:
     """Writes errors.json: the double against the local spec, by recompute setting, and the mask types it was given."""
     torch.set_num_threads(1)
     transformer_engine.install()
+    assert str(get_te_version()) == transformer_engine.VERSION  # what Megatron-Core's wrappers go by
     checkpoint = make_checkpoint(directory / "policy", tied=tied, family=family)
     groups = initialise(ParallelConfig(), seed=0)
     try:

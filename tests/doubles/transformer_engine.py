@@ -1,6 +1,8 @@
 """A double of Transformer Engine in plain torch, so that Megatron-Core's own wrappers of it run without a GPU.
 
-It proves wiring: which modules the layer spec ``transformer_engine`` builds, what they are given, under which names
+It says that it is the version that a GPU host gets (requirements/gpu_host.txt), and Megatron-Core's wrappers ask that
+version for what to import and to pass; a keyword that it takes is one that that version takes (tests/gpu asks it). It
+proves wiring: which modules the layer spec ``transformer_engine`` builds, what they are given, under which names
 their parameters are stored. It is strict where Transformer Engine is (formats, boundaries, mask types, arguments), its
 weights are NaN until somebody sets them, and it has one tensor rank. What Transformer Engine computes, how fast, and
 whether its kernels take these shapes, only a GPU can say: tests/gpu.
@@ -12,18 +14,29 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-VERSION = "2.6.0"
+from tools.offline_wheels import listed
+
+_LIST = Path(__file__).resolve().parents[2] / "requirements" / "gpu_host.txt"
+(VERSION,) = (line.partition("==")[2] for line in listed(_LIST) if line.startswith("transformer_engine=="))
 MASKS: Counter[str] = Counter()  # mask types that attention was called with
 
 
 def _unset(*shape: int, dtype: torch.dtype) -> torch.nn.Parameter:
     return torch.nn.Parameter(torch.full(shape, torch.nan, dtype=dtype))
+
+
+def _mark(parameter: torch.nn.Parameter, cut: int) -> None:
+    """As Transformer Engine does for Megatron; it refuses a parameter that is marked already."""
+    for attribute, value in (("tensor_model_parallel", True), ("partition_dim", cut), ("partition_stride", 1)):
+        assert not hasattr(parameter, attribute), attribute
+        setattr(parameter, attribute, value)
 
 
 class _Module(torch.nn.Module):
@@ -36,8 +49,8 @@ class _Module(torch.nn.Module):
         assert state is None or state.numel() == 0
 
 
-class Linear(_Module):
-    """Without a norm; ``parallel_mode`` decides which of its parameters it marks as cut."""
+class _Linear(_Module):
+    """``parallel_mode`` decides which of its parameters it marks as cut."""
 
     def __init__(
         self,
@@ -55,26 +68,39 @@ class Linear(_Module):
         parallel_mode: str,
         params_dtype: torch.dtype,
         device: Any = None,
-        rng_tracker_name: str | None = None,
     ) -> None:
         super().__init__()
         assert tp_size == 1 and not sequence_parallel, "the double has one tensor rank"
         assert not fuse_wgrad_accumulation
+        assert parallel_mode in ("column", "row"), parallel_mode
         self.in_features, self.out_features, self.use_bias = in_features, out_features, bias
         self.return_bias, self.parallel_mode = return_bias, parallel_mode
         self.weight = _unset(out_features, in_features, dtype=params_dtype)
         self.bias = _unset(out_features, dtype=params_dtype) if bias else None
+        _mark(self.weight, 1 if parallel_mode == "row" else 0)
+        if self.bias is not None and parallel_mode == "column":
+            _mark(self.bias, 0)
+        elif self.bias is not None:
+            self.bias.sequence_parallel = sequence_parallel  # type: ignore[attr-defined]
 
     def _linear(self, x: torch.Tensor) -> Any:
         if self.return_bias:
             return functional.linear(x, self.weight), self.bias
         return functional.linear(x, self.weight, self.bias)
 
-    def forward(self, x: torch.Tensor, is_first_microbatch: bool | None = None) -> Any:
+
+class Linear(_Linear):
+    """Without a norm."""
+
+    def __init__(self, in_features: int, out_features: int, *, rng_tracker_name: str | None, **linear: Any) -> None:
+        super().__init__(in_features, out_features, **linear)
+        assert rng_tracker_name is None, rng_tracker_name
+
+    def forward(self, x: torch.Tensor, *, is_first_microbatch: bool | None = None) -> Any:
         return self._linear(x)
 
 
-class LayerNormLinear(Linear):
+class LayerNormLinear(_Linear):
     """A norm and the linear layer after it."""
 
     def __init__(
@@ -97,7 +123,7 @@ class LayerNormLinear(Linear):
         else:
             assert normalization == "RMSNorm", normalization
 
-    def forward(self, x: torch.Tensor, is_first_microbatch: bool | None = None) -> Any:
+    def forward(self, x: torch.Tensor, *, is_first_microbatch: bool | None = None) -> Any:
         weight = self.layer_norm_weight
         if self.normalization == "RMSNorm":
             return self._linear(functional.rms_norm(x, weight.shape, weight, self.eps))
@@ -105,10 +131,12 @@ class LayerNormLinear(Linear):
 
 
 class RMSNorm(_Module):
+    """``hidden_size`` is the name from before 1.12, which Megatron-Core still gives and 2.11 takes by keyword alone."""
+
     def __init__(
         self,
-        hidden_size: int,
         *,
+        hidden_size: int,
         eps: float,
         sequence_parallel: bool,
         zero_centered_gamma: bool,
@@ -119,14 +147,15 @@ class RMSNorm(_Module):
         assert not zero_centered_gamma
         self.eps = eps
         self.weight = _unset(hidden_size, dtype=params_dtype)
+        self.weight.sequence_parallel = sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class LayerNorm(RMSNorm):
-    def __init__(self, hidden_size: int, **given: Any) -> None:
-        super().__init__(hidden_size, **given)
+    def __init__(self, *, hidden_size: int, **given: Any) -> None:
+        super().__init__(hidden_size=hidden_size, **given)
         self.bias = _unset(hidden_size, dtype=given["params_dtype"])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -173,10 +202,12 @@ class DotProductAttention(torch.nn.Module):
         cu_seqlens_kv_padded: torch.Tensor | None,
         max_seqlen_q: int,
         max_seqlen_kv: int,
+        num_splits: int = 1,
     ) -> torch.Tensor:
         """[T, A, D] three times -> [T, A * D]."""
         assert qkv_format == "thd" and attention_mask is None
         assert attn_mask_type == self.masks, (attn_mask_type, self.masks)
+        assert num_splits == 1, num_splits
         assert cu_seqlens_q_padded is None and cu_seqlens_kv_padded is None, "padding is for context parallelism"
         assert query_TAD.shape[1:] == (self.heads, self.head_size), query_TAD.shape
         assert key_TAD.shape == value_TAD.shape == (len(query_TAD), self.groups, self.head_size), key_TAD.shape
@@ -195,6 +226,10 @@ class DotProductAttention(torch.nn.Module):
             for start, end in zip(ends, ends[1:], strict=False)
         ]
         return torch.cat(found).flatten(1)
+
+
+def _not_doubled(*args: Any, **kwargs: Any) -> None:
+    raise AssertionError("the layer spec routes nothing to experts")
 
 
 class _NotDoubled:
@@ -218,6 +253,9 @@ _MODULES: dict[str, dict[str, Any]] = {
     "transformer_engine.pytorch.distributed": {
         "CudaRNGStatesTracker": type("CudaRNGStatesTracker", (_NotDoubled,), {})
     },
+    "transformer_engine.pytorch.router": dict.fromkeys(
+        ("fused_compute_score_for_moe_aux_loss", "fused_moe_aux_loss", "fused_topk_with_score_function"), _not_doubled
+    ),
     "transformer_engine.pytorch.fp8": {"FP8GlobalStateManager": _NotDoubled, "fp8_autocast": _NotDoubled},
     "transformer_engine.common": {},
     "transformer_engine.common.recipe": {"DelayedScaling": type("DelayedScaling", (_NotDoubled,), {})},

@@ -3,6 +3,7 @@ either continues the other's checkpoints. tests/unit/model_providers/test_transf
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from model_providers.qwen_vl.megatron_config import BuildSettings
 from model_providers.qwen_vl.model import QwenVLModel
 from model_providers.qwen_vl.shape import read_shape
 from model_providers.qwen_vl.weight_map import to_hf
+from tests.doubles import transformer_engine as double
 from tests.unit.model_providers.reference import VOCAB, make_checkpoint, model_arguments, pack
 from tests.unit.training.jobs import PATCH_VALUES, job_config, make_trainer, work_of
 
@@ -59,6 +61,34 @@ def groups() -> Iterator[Groups]:
     pytest.importorskip("transformer_engine.pytorch")
     yield initialise(ParallelConfig(), seed=0)
     shut_down()
+
+
+def keywords(of: type) -> set[str]:
+    """The names of a constructor's arguments, those that it hands on to its base classes' among them."""
+    found: set[str] = set()
+    for one in of.__mro__:
+        if "__init__" in vars(one):
+            arguments = inspect.signature(vars(one)["__init__"]).parameters
+            kinds = {argument.kind for argument in arguments.values()}
+            found |= {name for name in arguments if name not in ("self", "args", "kwargs", "linear", "given")}
+            if inspect.Parameter.VAR_KEYWORD not in kinds:
+                break
+    return found
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["Linear", "LayerNormLinear", "RMSNorm", "LayerNorm", "DotProductAttention"])
+def test_what_the_double_takes_is_taken_here(name: str) -> None:
+    """And by this version: another one may import and pass other things (Megatron-Core asks for it)."""
+    package = pytest.importorskip("transformer_engine")
+    assert package.__version__.split("+")[0] == double.VERSION
+    ours, theirs = getattr(double, name), getattr(pytest.importorskip("transformer_engine.pytorch"), name)
+    assert keywords(ours) <= keywords(theirs)
+    if name.endswith("Norm"):
+        return  # one tensor
+    taken = inspect.signature(theirs.forward).parameters
+    for argument in inspect.signature(ours.forward).parameters.values():
+        assert argument.kind is not inspect.Parameter.KEYWORD_ONLY or argument.name in taken, argument
 
 
 @pytest.mark.gpu

@@ -183,9 +183,14 @@ def test_prompt_and_response_must_fit_the_model(text: str, tmp_path: Path) -> No
     check_length(load_config(None, [*base, "--sampling.max_tokens=40"]))
     with pytest.raises(ValueError, match=r"max_prompt_tokens=60 \+ sampling.max_tokens=41: must not exceed the 100"):
         check_length(load_config(None, [*base, "--sampling.max_tokens=41"]))
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
-        check_length(load_config(None, base))
+    for content, message in (
+        (b"{", "cannot be read"),
+        (b"\xff{}", "cannot be read"),
+        (b"[]", "holds a list, expected"),
+    ):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"config\.json:? {message}"):
+            check_length(load_config(None, base))
 
 
 def test_every_setting_is_checked_or_free() -> None:

@@ -166,11 +166,11 @@ def _architectures(model: str) -> list[str]:
     path = Path(model) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"model.path={model}: {path.name} cannot be read ({error}); give the directory of a Hugging Face checkpoint"
         ) from error
-    architectures = config.get("architectures")
+    architectures = config.get("architectures") if isinstance(config, dict) else None
     if not isinstance(architectures, list) or not architectures:
         raise ValueError(f"model.path={model}: config.json names no architectures; use a complete checkpoint")
     return [str(name) for name in architectures]

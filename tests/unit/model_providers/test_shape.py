@@ -111,6 +111,17 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("flat", {"hidden_size": "abc"}, "'hidden_size' expected int, got str (value: 'abc')", ""),
     ("flat", {"vision_config.depth": "abc"}, "'depth' expected int, got str (value: 'abc')", ""),
     ("flat", {"hidden_size": MISSING}, "hidden_size=None", "is missing; must be a whole number above 0"),
+    ("flat", {"rms_norm_eps": MISSING}, "rms_norm_eps=None", "is missing; must be a number above 0"),
+    ("nested", {"text_config.rms_norm_eps": MISSING}, "text_config.rms_norm_eps=None", "is missing; must be a number"),
+    ("flat", {"rope_theta": MISSING}, "rope_theta=None", "is missing; must be a number above 0"),
+    ("nested", {"text_config.rope_parameters.rope_theta": MISSING}, "text_config.rope_theta=None", "is missing"),
+    *(
+        (form, {f"vision_config.{name}": MISSING}, f"vision_config.{name}=None", "is missing; the weights do not show")
+        for form in ("flat", "nested")
+        for name in ("tokens_per_second", "window_size", "fullatt_block_indexes", "num_heads")
+    ),
+    (PUBLISHED_QWEN2_VL, {"vision_config.num_heads": MISSING}, "vision_config.num_heads=None", "is missing"),
+    (PUBLISHED_QWEN2_VL, {"rms_norm_eps": MISSING}, "rms_norm_eps=None", "is missing; must be a number above 0"),
     ("nested", {"text_config.vocab_size": MISSING}, "text_config.vocab_size=None", "is missing"),
     ("nested", {"text_config": None}, "text_config=None", "must be an object with the language model's sizes"),
     ("flat", {"vision_config": MISSING}, "vision_config=None", "must be an object with the vision tower's sizes"),
@@ -156,8 +167,41 @@ def test_no_config(tmp_path: Path) -> None:
         read_shape(tmp_path)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[]", "holds list, expected an object")])
-def test_a_damaged_config(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=message):
+# What transformers 4.49 writes of the tower: without what equals its class's defaults.
+ABBREVIATED = {"hidden_size": 1280, "in_chans": 3, "model_type": "qwen2_5_vl", "out_hidden_size": 2048,
+               "spatial_patch_size": 14, "tokens_per_second": 2}  # fmt: skip
+
+
+@pytest.mark.parametrize("version", ["4.49.0", "4.49.0.dev0", "4.50.0.dev0"])
+def test_the_abbreviated_form_gives_the_published_shape(tmp_path: Path, version: str) -> None:
+    written(tmp_path, "flat", {"vision_config": ABBREVIATED, "transformers_version": version})
+    assert read_shape(tmp_path) == SHAPE_3B
+
+
+@pytest.mark.parametrize("version", ["4.41.2", "4.50.0", "5.19.0", None, "unknown"])
+def test_abbreviated_by_another_version_is_a_loss(tmp_path: Path, version: str | None) -> None:
+    written(tmp_path, "flat", {"vision_config": ABBREVIATED, "transformers_version": version})
+    with pytest.raises(ValueError, match=r"config\.json: vision_config\.num_heads=None: is missing; .*; copy the file"):
+        read_shape(tmp_path)
+
+
+def test_the_abbreviated_form_says_the_tokens_of_a_second(tmp_path: Path) -> None:
+    """All published models have 2, the class's default is 4."""
+    vision = {name: value for name, value in ABBREVIATED.items() if name != "tokens_per_second"}
+    written(tmp_path, "flat", {"vision_config": vision, "transformers_version": "4.49.0"})
+    with pytest.raises(ValueError, match=r"vision_config\.tokens_per_second=None: is missing"):
+        read_shape(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "not valid JSON"),
+        (b"[]", "holds list, expected an object"),
+        ('{"model_type": "qwen2_5_vl", "author": "é"}'.encode("latin-1"), "not valid JSON .*utf-8"),
+    ],
+)
+def test_a_damaged_config(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"config.json: {message}.*; copy the file again"):
         read_shape(tmp_path)

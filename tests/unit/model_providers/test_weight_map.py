@@ -159,6 +159,13 @@ def test_a_missing_shard_is_named(untied: Path, tmp_path: Path) -> None:
         CheckpointReader(tmp_path / "m")
 
 
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"weight_map": 3}', b'\xff{"weight_map": {}}'])
+def test_an_index_that_cannot_be_read_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors.index.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json: holds no readable weight_map .*; copy"):
+        CheckpointReader(tmp_path)
+
+
 def test_two_shards_are_read(untied: Path, tmp_path: Path, one_process: Groups) -> None:
     shutil.copytree(untied, tmp_path / "m")
     weights = load_file(untied / "model.safetensors")

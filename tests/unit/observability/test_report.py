@@ -158,6 +158,12 @@ def test_a_damaged_rollout_file_is_named(run: Path) -> None:
         write_report(run)
 
 
+def test_a_rollout_file_of_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "step_000001.jsonl").write_bytes('{"prompt": "é"}\n'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"step_000001\.jsonl: is not UTF-8 text"):
+        read_groups(tmp_path / "step_000001.jsonl", 1)
+
+
 def test_the_files_that_the_loop_writes_are_read(tmp_path: Path) -> None:
     prompt = Prompt("row", (1, 2), (1, 2), (PromptImage("a.png", "0" * 64, (1, 2, 2)),), "How many?", "3")
     rollouts = (Rollout("row", 0, (5, 6), (-0.5, -0.25), "a\u2028b", "stop", 4),)

@@ -44,6 +44,9 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnot json\n{"step": 3}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl:2"):
         read_metrics(tmp_path)
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\xff\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: is not UTF-8 text"):
+        read_metrics(tmp_path)
 
 
 def test_tensorboard_holds_the_scalars(tmp_path: Path) -> None:

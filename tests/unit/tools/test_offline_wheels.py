@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import subprocess
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -62,6 +63,13 @@ def test_a_manifest_cannot_name_files_elsewhere(packed: Path) -> None:
     assert not (packed.parent / "evil.whl").exists()
 
 
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b'{"packages": [{"file": "a.whl"}]}'])
+def test_a_damaged_manifest_is_named(packed: Path, content: bytes) -> None:
+    (packed / "out" / "manifest.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"manifest\.json: is no list of packages .*; copy it again"):
+        join(packed / "out", packed)
+
+
 def test_output_that_is_not_empty_is_refused(packed: Path) -> None:
     with pytest.raises(ValueError, match="not an empty directory"):
         pack(packed / "packages", packed / "out", 1)
@@ -108,3 +116,49 @@ def test_the_script_beside_the_parts_installs_them(tmp_path: Path) -> None:
         [python, "-c", "import carried_package; print(carried_package.ANSWER)"], capture_output=True, text=True
     )
     assert found.stdout.strip() == "42"
+
+
+SETUP = """
+from pathlib import Path
+import setuptools
+import torch
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+major = int(torch.version.cuda.split(".")[0])
+Path({marker!r}).write_text(torch.version.cuda)
+setuptools.setup(
+    name="carried_source", version="1.0", ext_modules=[CppExtension("carried_source", [Path("code.cpp")])],
+    cmdclass={{"build_ext": BuildExtension}}, install_requires=[f"carried_core_cu{{major}}"],
+)
+"""
+
+
+def source_package(directory: Path, marker: Path) -> Path:
+    """A package without a wheel, whose setup.py asks torch for its CUDA and leaves the answer in ``marker``."""
+    top = directory / "carried_source-1.0"
+    top.mkdir()
+    (top / "setup.py").write_text(SETUP.format(marker=str(marker)))
+    (top / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: carried_source\nVersion: 1.0\n")
+    path = directory / "carried_source-1.0.tar.gz"
+    with tarfile.open(path, "w:gz") as file:
+        file.add(top, top.name)
+    return path
+
+
+def test_source_that_asks_torch_for_its_cuda_is_fetched_where_torch_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformer Engine's torch part is such a package; the answer is the host's, its file is carried unchanged."""
+    index, marker, requirements = tmp_path / "index", tmp_path / "asked", tmp_path / "list.txt"
+    index.mkdir()
+    package = source_package(index, marker)
+    requirements.write_text("# the host's own torch stays\ncarried_source==1.0  # source alone\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    asked = ["prepare", "--requirements", str(requirements), "--output", str(tmp_path / "out"), "--cuda", "12.8"]
+    assert main(asked) == 0
+    assert marker.read_text() == "12.8"
+    (tmp_path / "joined").mkdir()
+    (carried,) = join(tmp_path / "out", tmp_path / "joined")
+    assert carried.name == package.name and carried.read_bytes() == package.read_bytes()

@@ -101,3 +101,24 @@ def test_nothing_to_resume(checkpoint: Path, one_process: Groups, tmp_path: Path
     _, state = make_trainer(job_config(checkpoint), one_process)
     with pytest.raises(ValueError, match="no checkpoint to resume from"):
         load_checkpoint(state, one_process, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "cannot be read"),
+        (b"\xff{}", "cannot be read"),
+        (b"[3]", "does not say where the run stood"),
+        (b'{"step": 3}', "does not say where the run stood"),
+        (b'{"step": 3, "weight_version": 3, "updates": 3, "other": 1}', "does not say where the run stood"),
+    ],
+)
+def test_a_damaged_state_is_named(
+    checkpoint: Path, one_process: Groups, tmp_path: Path, content: bytes, message: str
+) -> None:
+    _, state = make_trainer(job_config(checkpoint), one_process)
+    file = checkpoint_path(tmp_path, 3) / "loop_state.json"
+    file.parent.mkdir()
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"loop_state\.json: {message}.*; restore the file, or remove"):
+        load_checkpoint(state, one_process, tmp_path)
