@@ -109,7 +109,7 @@ def test_another_width_of_the_vision_ffn(
     config = convert.job_config(source, torch.float32, convert.ONE_PROCESS)
     with convert.job(config) as groups, pytest.raises(ValueError, match=r"mlp\.linear_fc1\.weight has .* FFN of 104, "
                                                       r"this job builds one of 128"):  # fmt: skip
-        megatron_files.load_weights(convert.build_empty(config, source, groups), tmp_path / "m")
+        megatron_files.load_weights([convert.build_empty(config, source, groups)], tmp_path / "m")
 
 
 def test_the_names_of_an_earlier_version_are_refused(
