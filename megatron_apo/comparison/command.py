@@ -115,8 +115,8 @@ def _backends(options: argparse.Namespace) -> tuple[str, ...]:
         raise ValueError("--megatron-weights: Megatron is not among --backends; add it, or leave the weights out")
     if options.megatron_weights and not options.megatron_weights.is_dir():
         raise ValueError(
-            f"--megatron-weights {options.megatron_weights}: no such directory; give that of a checkpoint, torch_dist or "
-            "Hugging Face's"
+            f"--megatron-weights {options.megatron_weights}: no such directory; give that of a checkpoint, torch_dist "
+            "or Hugging Face's"
         )
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"--output: {options.output} is a file; name a directory, which need not exist")
