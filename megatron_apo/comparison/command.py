@@ -113,6 +113,11 @@ def _backends(options: argparse.Namespace) -> tuple[str, ...]:
         raise ValueError("the picture needs matplotlib, which is not installed; install it, or give --no-plot")
     if options.megatron_weights and "megatron" not in named:
         raise ValueError("--megatron-weights: Megatron is not among --backends; add it, or leave the weights out")
+    if options.megatron_weights and not options.megatron_weights.is_dir():
+        raise ValueError(
+            f"--megatron-weights {options.megatron_weights}: no such directory; give that of a checkpoint, torch_dist "
+            "or Hugging Face's"
+        )
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"--output: {options.output} is a file; name a directory, which need not exist")
     if options.limit is not None and not options.limit >= 0:

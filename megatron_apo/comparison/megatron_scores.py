@@ -6,7 +6,6 @@ Shape suffixes: N scored tokens, R response tokens of a microbatch, L patches, C
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,15 @@ from tqdm import tqdm
 
 from megatron_apo.comparison.inputs import Scored
 from megatron_apo.config import Config
-from megatron_apo.conversion import megatron_files
+from megatron_apo.conversion.megatron_files import is_megatron
+from megatron_apo.conversion.stage import load_stage
 from megatron_apo.data.balancing import plan_microbatches
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.parallel.status import phase
 from megatron_apo.records import PromptImage, TrainingSample
 from megatron_apo.training.forward_step import head_settings
 from megatron_apo.training.microbatches import pack_microbatch, response_places, score_microbatches
-from megatron_apo.training.setup import build_chunks, build_settings, empty_chunks, for_scoring
+from megatron_apo.training.setup import build_chunks, build_settings, for_scoring
 from model_providers.qwen_vl.shape import read_shape
 
 _MICROBATCHES_AT_ONCE = 8  # of each pipeline stage, so that pixels of few are in memory and the bar moves
@@ -81,17 +81,7 @@ def score_with_megatron(
 
 
 def _load(weights: Path, config: Config, groups: Groups) -> list[Any]:
-    shape, settings = read_shape(config.model.path), build_settings(config)
-    if not megatron_files.is_megatron(weights):
-        return build_chunks(shape, settings, groups, weights)
-    if settings.virtual_pipeline > 1:
-        raise ValueError(
-            f"{weights}: a torch_dist checkpoint is read into one chunk per stage; leave out --virtual-pipeline, or "
-            "convert it with tools/convert_checkpoint.py megatron-to-hf"
-        )
-    width = megatron_files.stored_vision_ffn(weights, settings.tensor)
-    if width is not None:  # as a multiple it is the width that is built
-        settings = replace(settings, vision_ffn_multiple=width)
-    (chunk,) = empty_chunks(shape, settings, groups)
-    megatron_files.load_weights(chunk, weights)
-    return [chunk]
+    files, settings = Path(config.model.path), build_settings(config)
+    if is_megatron(weights):
+        return load_stage(weights, files, settings, groups)
+    return build_chunks(read_shape(files), settings, groups, weights)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -23,6 +22,7 @@ from megatron_apo.conversion.safetensors_writer import (
     copy_other_files,
     total_bytes,
 )
+from megatron_apo.conversion.stage import load_stage
 from megatron_apo.conversion.to_megatron import WRITERS, save_weights
 from megatron_apo.conversion.together import together
 from megatron_apo.parallel.groups import Groups, initialise, launched_processes, shut_down
@@ -168,7 +168,7 @@ def megatron_to_hf(
     """
     files = megatron_files.huggingface_files(source, hf_files)
     dtype = megatron_files.weights_dtype(source)
-    tensors = FromMegatron(source, read_shape(files))
+    tensors = FromMegatron(source, files)
     new_directory.check_target(target, (source, files), force=force)
     needed = total_bytes(tensors.entries, dtype)
     with job(job_config(files, dtype, None)) as groups:
@@ -209,14 +209,11 @@ def _write_shards(
 def open_model(directory: Path, hf_files: str | None, layout: Layout) -> tuple[Config, Path]:
     """Settings to build the Megatron checkpoint in ``directory`` with, and where its config.json is."""
     files = megatron_files.huggingface_files(directory, hf_files)
-    shape = read_shape(files)
-    FromMegatron(directory, shape)  # says what is missing, left over, misshapen; Megatron's loader skips what is left
     width = megatron_files.stored_vision_ffn(directory, max(1, layout.tensor))  # as a multiple it is what is built
     return job_config(files, megatron_files.weights_dtype(directory), layout, vision_ffn_multiple=width), files
 
 
-def load_model(config: Config, files: Path, directory: Path, groups: Groups) -> Any:
+def load_model(config: Config, files: Path, directory: Path, groups: Groups) -> QwenVLModel:
     """The stage with the weights of the Megatron checkpoint in ``directory``."""
-    model = build_empty(config, files, groups)
-    megatron_files.load_weights(model, directory)
+    (model,) = load_stage(directory, files, build_settings(config), groups)
     return model

@@ -11,7 +11,7 @@ import torch
 from megatron_apo.conversion.megatron_files import check_names
 from megatron_apo.conversion.raw_files import Origin
 from megatron_apo.conversion.stored_tensors import StoredTensors
-from model_providers.qwen_vl.shape import QwenVLShape
+from model_providers.qwen_vl.shape import read_shape
 from model_providers.qwen_vl.weight_map import WeightRow, stored_rows, to_hf
 
 _NAMED = 8  # tensors spelled out in a message
@@ -19,15 +19,16 @@ _LANGUAGE_LAYER = re.compile(r"^(language_model\.decoder\.layers)\.(\d+)\.")
 
 
 class FromMegatron:
-    """The Hugging Face tensors that the torch_dist checkpoint in ``directory`` holds of a model of ``shape``.
+    """The Hugging Face tensors that the torch_dist checkpoint in ``directory`` holds of the model of ``files``.
 
-    ValueError when it is not whole, or holds other tensors than such a model.
+    ``files`` is a directory with that model's config.json. ValueError when the checkpoint is not whole, or holds other
+    tensors than such a model.
     """
 
-    def __init__(self, directory: Path, shape: QwenVLShape) -> None:
-        self._stored, self._shape = StoredTensors(directory), shape
+    def __init__(self, directory: Path, files: Path) -> None:
+        self._stored, self._config, self._shape = StoredTensors(directory), files / "config.json", read_shape(files)
         check_names(directory, self._stored.shapes)
-        every = list(stored_rows(shape).values())
+        every = list(stored_rows(self._shape).values())
         rows = [row for row in every if row.exported]
         self.entries = [entry for row in rows for entry in zip(row.hf, row.shapes, strict=True)]
         self._row_of = {name: row for row in rows for name in row.hf}
@@ -73,13 +74,14 @@ class FromMegatron:
         (copy,) = (found for _, found in self._read(row))
         if not torch.equal(table, copy):
             raise ValueError(
-                f"{self._stored.directory}: config.json ties the output to the embedding (tie_word_embeddings: true), "
-                f"but {row.megatron} differs from {self._row_of[name].megatron}; give the config it was saved with"
+                f"{self._stored.directory}: {self._config} ties the output to the embedding (tie_word_embeddings: "
+                f"true), but {row.megatron} differs from {self._row_of[name].megatron}; give the config it was saved "
+                "with"
             )
 
     def _not_this_model(self, why: str) -> ValueError:
         return ValueError(
-            f"{self._stored.directory}: does not hold the model that its config.json describes: {why}; give the config "
+            f"{self._stored.directory}: does not hold the model that {self._config} describes: {why}; give the config "
             "it was saved with"
         )
 

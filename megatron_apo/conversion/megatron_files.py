@@ -6,7 +6,7 @@ The directory holds Megatron's own files and ``huggingface/`` (config, tokenizer
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from megatron_apo.training.stored_form import check_vision_ffn
 from model_providers.qwen_vl.weight_map import STORED_NORMS
 
 HUGGINGFACE = "huggingface"
+SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 _OF_OPTIMIZER = "optimizer."
 
 
@@ -133,13 +134,13 @@ def check_names(directory: Path, names: Iterable[str]) -> None:
         )
 
 
-def sharded_state(model: Any) -> dict[str, Any]:
-    """What Megatron stores of the stage's weights, and where they belong in the whole model."""
-    return {"model0": model.sharded_state_dict(metadata={"distrib_optim_sharding_type": "fully_reshardable"})}
+def sharded_state(chunks: Sequence[Any]) -> dict[str, Any]:
+    """What Megatron stores of each of the stage's chunks, and where it belongs in the whole model."""
+    return {f"model{number}": chunk.sharded_state_dict(metadata=SHARDING) for number, chunk in enumerate(chunks)}
 
 
 def drop_absent_extra_states(wanted: dict[str, Any], metadata: Metadata) -> dict[str, None]:
-    """Takes out of ``wanted`` the extra states that the checkpoint has none of; what to give the model in their place.
+    """Takes out of ``wanted`` the extra states that the checkpoint has none of; what to give the chunk in their place.
 
     Transformer Engine's modules keep there what quantisation needs. The local spec stores empty ones for its linear
     layers, but none for its norms.
@@ -156,8 +157,8 @@ def drop_absent_extra_states(wanted: dict[str, Any], metadata: Metadata) -> dict
     return dict.fromkeys(absent)
 
 
-def load_weights(model: Any, directory: Path) -> None:
-    """Fills the stage from the checkpoint, whatever layout wrote it. Collective.
+def load_weights(chunks: Sequence[Any], directory: Path) -> None:
+    """Fills the stage's chunks from the checkpoint, whatever layout wrote it. Collective.
 
     ValueError when it is not whole, or is not this model's.
     """
@@ -167,10 +168,11 @@ def load_weights(model: Any, directory: Path) -> None:
             raise ValueError(f"{directory / name}: missing; copy the whole checkpoint")
     sizes = {name: tuple(entry.size) for name, entry in weight_tensors(metadata).items()}
     check_names(directory, sizes)
-    check_vision_ffn(directory, sizes, model.shape, model.settings)
+    check_vision_ffn(directory, sizes, chunks[0].shape, chunks[0].settings)
     check_objects(directory, metadata)
-    wanted = sharded_state(model)
-    absent = drop_absent_extra_states(wanted["model0"], metadata)
+    wanted = sharded_state(chunks)
+    absent = [drop_absent_extra_states(state, metadata) for state in wanted.values()]
+    keys = list(wanted)
     try:
         loaded = dist_checkpointing.load(wanted, str(directory))
     except UnpicklingError as error:
@@ -183,7 +185,8 @@ def load_weights(model: Any, directory: Path) -> None:
             f"{directory}: does not hold the model that its config.json describes ({_reason(error)}); give the config "
             "it was saved with, or copy the checkpoint again"
         ) from error
-    model.load_state_dict({**loaded["model0"], **absent})
+    for chunk, key, without in zip(chunks, keys, absent, strict=True):
+        chunk.load_state_dict({**loaded[key], **without})
 
 
 def _reason(error: BaseException) -> str:

@@ -87,7 +87,7 @@ def save_weights(
 
 def _without_numbers(model: QwenVLModel, groups: Groups) -> tuple[dict[str, Any], dict[MetadataIndex, _Part]]:
     """The stage's sharded state with memory that is never touched, and what each part of it is to be."""
-    state = sharded_state(model)
+    state = sharded_state([model])
     weights, rows, found = state["model0"], model_rows(model), {}
     for (local, parameter), (name, _) in zip(model.named_parameters(), global_parameters(model), strict=True):
         shape, entry, first = tuple(parameter.shape), weights[local], 0

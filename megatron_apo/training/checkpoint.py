@@ -20,7 +20,13 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
-from megatron_apo.conversion.megatron_files import drop_absent_extra_states, read_metadata, weight_tensors
+from megatron_apo.conversion.megatron_files import (
+    SHARDING,
+    drop_absent_extra_states,
+    read_metadata,
+    sharded_state,
+    weight_tensors,
+)
 from megatron_apo.conversion.stored_objects import check_objects
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.parallel.status import phase
@@ -109,21 +115,13 @@ def _separate_step_counters(optimizer: Any) -> None:
 
 
 def _sharded_state(state: TrainingState, *, is_loading: bool) -> dict[str, Any]:
-    metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
     # Megatron's DDP saves under its own prefix and loads without it: the model itself does both.
-    chunks = {
-        _chunk_key(number): unwrap(chunk).sharded_state_dict(metadata=metadata)
-        for number, chunk in enumerate(state.model)
-    }
-    model = chunks if len(chunks) > 1 else chunks[_chunk_key(0)]  # the form in which Megatron's optimizers take them
+    chunks = sharded_state([unwrap(chunk) for chunk in state.model])
+    model = chunks if len(chunks) > 1 else chunks["model0"]  # the form in which Megatron's optimizers take them
     optimizer = {}
     if _inner_optimizers(state.optimizer):
-        optimizer = state.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
+        optimizer = state.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=SHARDING)
     return {**chunks, "optimizer": optimizer, "scheduler": state.scheduler.state_dict()}
-
-
-def _chunk_key(number: int) -> str:
-    return f"model{number}"
 
 
 def _collect_write_results_here() -> None:
@@ -192,7 +190,7 @@ def load_checkpoint(state: TrainingState, groups: Groups, directory: Path) -> Lo
         check_objects(path, metadata)
     _prepare_adam_state(state.optimizer)
     wanted = _sharded_state(state, is_loading=True)
-    keys = [_chunk_key(number) for number in range(len(state.model))]
+    keys = [key for key in wanted if key.startswith("model")]
     absent = {key: drop_absent_extra_states(wanted[key], metadata) for key in keys}
     loaded = dist_checkpointing.load(wanted, str(path))
     for key, chunk in zip(keys, state.model, strict=True):

@@ -2,7 +2,8 @@
 
 ``run_cases`` starts ``python -m tests.distributed.launcher``, which imports Megatron once and, case after case, forks
 ``world`` ranks that call ``function(directory, **arguments)`` with torchrun's environment variables set. A rank that
-fails or hangs ends its case: the others are killed, and its traceback is in the error.
+fails or hangs ends its case: the others are killed, and its traceback is in the error. As under torchrun the ranks meet
+in a store that is there before them: a port that rank 0 were to open could be somebody else's by then.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import importlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch.distributed import TCPStore
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -49,10 +52,27 @@ def run_cases(cases: Sequence[Case], *, timeout: float = 240.0) -> None:
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def _store() -> Iterator[int]:
+    """The port of a store for one case, in a process of its own: a fork would not take its threads along."""
+    told, tell = os.pipe()
+    held, hold = os.pipe()
+    server = os.fork()
+    if server == 0:
+        os.close(hold)
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        os.write(tell, f"{store.port}\n".encode())
+        os.read(held, 1)  # returns when everybody who could need it has ended
+        os._exit(0)
+    os.close(tell)
+    os.close(held)
+    try:
+        with os.fdopen(told) as answer:
+            yield int(answer.readline())
+    finally:
+        os.close(hold)
+        os.kill(server, signal.SIGKILL)
+        os.waitpid(server, 0)
 
 
 def _rank_main(case: Case, rank: int, port: int) -> None:
@@ -62,13 +82,13 @@ def _rank_main(case: Case, rank: int, port: int) -> None:
         "WORLD_SIZE": str(case.world),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     module, name = case.function.split(":")
     getattr(importlib.import_module(module), name)(Path(case.directory), **case.arguments)
 
 
-def _fork_ranks(case: Case) -> list[int]:
-    port = _free_port()
+def _fork_ranks(case: Case, port: int) -> list[int]:
     children = []
     for rank in range(case.world):
         child = os.fork()
@@ -112,8 +132,9 @@ def main() -> int:
         importlib.import_module(module)  # imported once here, inherited by every rank
     for case in cases:
         Path(case.directory).mkdir(parents=True, exist_ok=True)
-        if not _wait(case, _fork_ranks(case), float(sys.argv[1])):
-            return 1
+        with _store() as port:
+            if not _wait(case, _fork_ranks(case, port), float(sys.argv[1])):
+                return 1
     return 0
 
 

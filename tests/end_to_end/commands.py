@@ -48,7 +48,7 @@ def command(directory: Path, words: list[str], lose_images_on: int = -1) -> None
 
 def as_without_a_launcher() -> None:
     """Forgets what a launcher says of ranks."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"):
         del os.environ[name]
 
 

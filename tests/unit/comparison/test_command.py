@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from examples.digits.make_policy import make_policy
+from examples.digits.make_policy import PolicySize, make_policy
 from megatron_apo.comparison import command
 from megatron_apo.comparison.command import main
 from megatron_apo.conversion.command import main as convert
 from tests.distributed.layouts import randomised_checkpoint
+from tests.unit.conversion.changed_metadata import add_tensor, remove_tensor
 
 
 @pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen2_vl"])
@@ -98,6 +99,32 @@ def test_bfloat16_is_further_apart(policy: Path, data: Path, tmp_path: Path) -> 
     assert main([str(policy), str(data), *BOTH, "--dtype", "bfloat16", "--no-plot", "--output", str(tmp_path)]) == 1
     (pair,) = json.loads((tmp_path / "summary.json").read_text())["pairs"]
     assert 1e-3 < pair["mean"] < 0.1
+
+
+def test_refused_megatron_weights(
+    tiny_policy: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of torch_dist what conversion refuses, which Megatron's own loader would skip: more, less, another model."""
+    whole = tmp_path / "whole"
+    assert convert(["hf-to-megatron", str(tiny_policy), str(whole)]) == 0
+
+    def error(weights: Path, model: Path = tiny_policy) -> str:
+        arguments = [str(model), str(data), *BOTH, "--no-plot", "--megatron-weights", str(weights)]
+        capsys.readouterr()
+        assert main([*arguments, "--output", str(tmp_path / "output")]) == 2
+        text = capsys.readouterr().err
+        assert text.count("error: ") == 1 and str(weights) in text and not (tmp_path / "output").exists()
+        return text
+
+    broken = Path(shutil.copytree(whole, tmp_path / "broken"))
+    add_tensor(broken)
+    assert "it has no score.weight" in error(broken)
+    remove_tensor(whole, "final_layernorm.weight")
+    assert "model.norm.weight (language_model.decoder.final_layernorm.weight) is missing" in error(whole)
+    deeper = make_policy(tmp_path / "deeper", seed=0, size=PolicySize(layers=3))
+    assert f"{deeper / 'config.json'} describes: " in error(whole, deeper)
+    shutil.rmtree(broken)
+    assert "no such directory" in error(broken)
 
 
 def test_refusals(

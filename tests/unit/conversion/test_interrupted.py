@@ -6,6 +6,7 @@ import importlib
 import itertools
 import multiprocessing
 import os
+import resource
 import signal
 import tempfile
 from pathlib import Path
@@ -17,7 +18,9 @@ from megatron_apo.platform.host import prepare
 
 prepare()  # the processes are forked from one that has imported no more than this file
 
-from megatron_apo.conversion import convert  # noqa: E402, F401 - imported once, inherited by every process
+from transformers import Qwen2_5_VLConfig  # noqa: E402, F401 - imported once, inherited by every process
+
+from megatron_apo.conversion import convert  # noqa: E402, F401 - likewise
 from megatron_apo.conversion.command import main  # noqa: E402
 from model_providers.qwen_vl.weight_map import published_name  # noqa: E402
 from tests.unit.conversion.random_checkpoint import random_checkpoint  # noqa: E402
@@ -41,6 +44,9 @@ def contents(directory: Path) -> dict[str, bytes]:
 def act(action: str) -> None:
     if action == "full":
         raise OSError(28, "No space left on device")
+    if action == "small files":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+        return
     os.kill(os.getpid(), int(action))
 
 
@@ -66,7 +72,7 @@ def run(arguments: list[str], moment: tuple[str, str, int] = ("os", "replace", 0
     with tempfile.NamedTemporaryFile() as log:
         process = context.Process(target=child, args=(arguments, log.name, *moment, action))
         process.start()
-        process.join(60)
+        process.join(300)
         process.kill()
         process.join()
         assert process.exitcode is not None
@@ -138,3 +144,11 @@ def test_no_room_half_way(sources: dict[str, Path], tmp_path: Path, way: str, ca
     found, text = run(arguments, ("megatron_apo.conversion.raw_files", "_send", call), "full")
     assert found == 2 and "No space left on device" in text and "\n" not in text
     assert contents(tmp_path) == {"target/precious": b"x"}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_files_may_not_grow(sources: dict[str, Path], tmp_path: Path, way: str) -> None:
+    """Beyond 64 KiB: the system itself refuses to write, whichever call it is."""
+    found, text = run([way, str(sources[way]), str(tmp_path / "t")], (writes(way), "write_tensor", 1), "small files")
+    assert found == 2 and "File too large" in text and "\n" not in text
+    assert not list(tmp_path.iterdir())

@@ -9,7 +9,6 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.distributed.checkpoint.planner import WriteItemType
 
 from megatron_apo.conversion.command import main
 from megatron_apo.conversion.metadata_file import read_metadata_file
+from tests.unit.conversion.changed_metadata import add_tensor, change_metadata
 from tests.unit.conversion.random_checkpoint import random_checkpoint
 
 EXPORT, VERIFY = "megatron-to-hf", "verify"
@@ -63,13 +63,6 @@ def change_config(broken: Path, **changes: Any) -> None:
     path.write_text(json.dumps(config))
 
 
-def change_metadata(broken: Path, change: Callable[[Metadata], object]) -> None:
-    path = broken / ".metadata"
-    metadata = pickle.loads(path.read_bytes())
-    change(metadata)
-    path.write_bytes(pickle.dumps(metadata))
-
-
 def rename(metadata: Metadata, names: dict[str, str]) -> None:
     metadata.state_dict_metadata = {names.get(k, k): v for k, v in metadata.state_dict_metadata.items()}
     metadata.storage_data = {
@@ -103,12 +96,7 @@ def test_another_config(
 
 @pytest.mark.parametrize("way", [EXPORT, VERIFY])
 def test_tensors_too_many(broken: Path, way: str, capsys: pytest.CaptureFixture[str]) -> None:
-    def add(metadata: Metadata) -> None:
-        key = next(key for key in metadata.storage_data if "final_layernorm" in key.fqn)
-        metadata.state_dict_metadata["score.weight"] = metadata.state_dict_metadata[key.fqn]
-        metadata.storage_data[dataclasses.replace(key, fqn="score.weight")] = metadata.storage_data[key]
-
-    change_metadata(broken, add)
+    add_tensor(broken)
     assert "it has no score.weight" in error_of(way, broken, capsys)
 
 
