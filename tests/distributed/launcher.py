@@ -14,9 +14,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,8 @@ def _rank_main(case: Case, rank: int, port: int) -> None:
     getattr(importlib.import_module(module), name)(Path(case.directory), **case.arguments)
 
 
-def _fork_ranks(case: Case) -> list[int]:
+def _fork_ranks(case: Case, imported: Path) -> list[int]:
+    """Process ids of the ranks; the first of them leaves the names of its modules in ``imported``."""
     port = _free_port()
     children = []
     for rank in range(case.world):
@@ -76,6 +79,8 @@ def _fork_ranks(case: Case) -> list[int]:
             status = 1
             try:
                 _rank_main(case, rank, port)
+                if rank == 0:
+                    imported.write_text("\n".join(sys.modules))
                 status = 0
             except BaseException:
                 print(f"--- rank {rank} of {case.world}, {case.function}", file=sys.stderr)
@@ -103,6 +108,14 @@ def _wait(case: Case, children: list[int], timeout: float) -> bool:
     return fine and not running
 
 
+def _inherit(imported: Path) -> None:
+    """Imports, in their order, the modules that ``imported`` names; some are made by others and cannot be."""
+    for name in imported.read_text().splitlines() if imported.exists() else []:
+        if name not in sys.modules:
+            with suppress(ImportError):
+                importlib.import_module(name)
+
+
 def main() -> int:
     cases = [Case(**case) for case in json.loads(sys.stdin.read())]
     from megatron_apo.platform.host import prepare
@@ -110,10 +123,13 @@ def main() -> int:
     prepare()
     for module in {case.function.split(":")[0] for case in cases}:
         importlib.import_module(module)  # imported once here, inherited by every rank
-    for case in cases:
-        Path(case.directory).mkdir(parents=True, exist_ok=True)
-        if not _wait(case, _fork_ranks(case), float(sys.argv[1])):
-            return 1
+    with tempfile.TemporaryDirectory() as directory:
+        imported = Path(directory, "imported")
+        for case in cases:
+            Path(case.directory).mkdir(parents=True, exist_ok=True)
+            _inherit(imported)
+            if not _wait(case, _fork_ranks(case, imported), float(sys.argv[1])):
+                return 1
     return 0
 
 
