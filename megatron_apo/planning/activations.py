@@ -1,7 +1,9 @@
 """Bytes that one microbatch leaves for the backward pass, by recompute setting, under the local layer spec.
 
 tests/unit/planning/test_activations.py compares them with what saved-tensor hooks see. Every term names what saves it.
-With sequence parallelism, what lies between the parallel regions is cut over the tensor ranks.
+With sequence parallelism, what lies between the parallel regions is cut over the tensor ranks. Sequences, windows and
+frames count as equally long: of unequal ones the attention keeps padded copies instead of the projections' outputs,
+which comes to nearly the same.
 """
 
 from __future__ import annotations
@@ -19,27 +21,25 @@ class Budget:
     """One microbatch on one rank.
 
     ``tokens`` of the language model and ``patches`` of the vision tower; ``chunk`` rows of logits are in memory at a
-    time. ``cells``, ``window_cells`` and ``frame_cells``: tokens and patches once sequences, windows and frames are
-    padded to their longest, as the local attention does; 0: nothing to pad.
+    time.
     """
 
     tokens: int
     patches: int
     dtype: str = "bfloat16"
     chunk: int = 1024
-    cells: int = 0
-    window_cells: int = 0
-    frame_cells: int = 0
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """Widths of one layer on this rank: ``queries`` and ``keys`` in all heads together. ``split``: ranks that share
-    what lies between the parallel regions; ``context``: ranks whose keys and values are gathered."""
+    """Widths of one layer on this rank: ``queries`` and ``keys`` in all heads together, ``product`` of the tensor that
+    they and the values are cut from. ``split``: ranks that share what lies between the parallel regions; ``context``:
+    ranks whose keys and values are gathered."""
 
     width: int
     queries: float
     keys: float
+    product: float
     head_size: int
     ffn: float
     gated: bool
@@ -55,20 +55,19 @@ def _norm(tokens: float, width: int, e: int, rms: bool) -> float:
     return tokens * width * ((4 + e if e == 2 else 2 * e) if rms else e)
 
 
-def _attention(layer: _Layer, tokens: float, cells: float, recompute: str) -> float:
+def _attention(layer: _Layer, tokens: float, recompute: str) -> float:
     e, rotary = layer.e, 4 * tokens * layer.head_size * layer.e  # cos and sin, for queries and for keys
     read = layer.queries * tokens * e  # what the projection after it reads
-    unpadded = (2 * layer.queries + 3 * layer.keys) * tokens * e  # turned q and k; v lies in the product of all three
-    gathered = 2 * (layer.context - 1) * layer.keys * tokens * e
+    turned = (layer.queries + layer.keys) * tokens * e
     if recompute == "selective":
-        return rotary + unpadded + read
-    log_sums = 4 * cells * layer.queries / layer.head_size
-    if cells == tokens:  # no copies: the output is what the projection reads
-        return rotary + unpadded + read + log_sums + gathered
-    return rotary + (2 * layer.queries + 2 * layer.keys) * cells * e + read + log_sums + gathered
+        return rotary + turned + layer.product * tokens * e + read  # the values keep the product that they lie in
+    given = turned + (layer.queries + 2 * layer.keys) * tokens * e
+    gathered = 2 * (layer.context - 1) * layer.keys * tokens * e
+    log_sums = 4 * tokens * layer.queries / layer.head_size
+    return rotary + given + read + log_sums + gathered
 
 
-def _layer(layer: _Layer, tokens: float, cells: float, recompute: str) -> float:
+def _layer(layer: _Layer, tokens: float, recompute: str) -> float:
     between = tokens / layer.split
     if recompute == "full":
         return between * layer.width * layer.e  # the layer's input
@@ -77,14 +76,16 @@ def _layer(layer: _Layer, tokens: float, cells: float, recompute: str) -> float:
     # zero makes one) and what the last matrix reads.
     mlp = tokens * layer.ffn * layer.e * (5 if layer.gated else 3)
     norms = 2 * (_norm(between, layer.width, layer.e, layer.rms_norm) + normed)
-    return norms + _attention(layer, tokens, cells or tokens, recompute) + mlp
+    return norms + _attention(layer, tokens, recompute) + mlp
 
 
 def _language(model: ModelSize, budget: Budget, tensor: int, context: int, sequence: bool) -> _Layer:
+    few = model.kv_heads < tensor  # then Megatron gathers the product of all tensor ranks
     return _Layer(
         width=model.hidden,
         queries=model.heads * model.head_size / tensor,
         keys=max(1, model.kv_heads / tensor) * model.head_size,
+        product=(model.heads + 2 * model.kv_heads) * model.head_size / (1 if few else tensor),
         head_size=model.head_size,
         ffn=model.ffn / tensor,
         gated=True,
@@ -106,22 +107,22 @@ def language_layers(
 ) -> float:
     """Bytes that ``layers`` language layers save for one microbatch."""
     layer = _language(model, budget, tensor, context, sequence)
-    return layers * _layer(layer, budget.tokens, budget.cells, recompute)
+    return layers * _layer(layer, budget.tokens, recompute)
 
 
 def recomputed(
     model: ModelSize, budget: Budget, *, tensor: int = 1, context: int = 1, sequence: bool = False, recompute: str
 ) -> float:
     """Bytes that exist for one layer at a time while the backward pass computes it again."""
-    return _again(_language(model, budget, tensor, context, sequence), budget.tokens, budget.cells, recompute)
+    return _again(_language(model, budget, tensor, context, sequence), budget.tokens, recompute)
 
 
-def _again(layer: _Layer, tokens: float, cells: float, recompute: str) -> float:
+def _again(layer: _Layer, tokens: float, recompute: str) -> float:
     if recompute == "none":
         return 0.0
     if recompute == "full":
-        return _layer(layer, tokens, cells, "none")
-    return _attention(layer, tokens, cells or tokens, "none")
+        return _layer(layer, tokens, "none")
+    return _attention(layer, tokens, "none")
 
 
 def _tower(model: ModelSize, budget: Budget, tensor: int, sequence: bool) -> _Layer:
@@ -129,6 +130,7 @@ def _tower(model: ModelSize, budget: Budget, tensor: int, sequence: bool) -> _La
         width=model.v_hidden,
         queries=model.v_hidden / tensor,
         keys=model.v_hidden / tensor,
+        product=3 * model.v_hidden / tensor,
         head_size=model.v_hidden // model.v_heads,
         ffn=padded_width(model.v_ffn, VISION_FFN_MULTIPLE) / tensor,
         gated=model.v_gated,
@@ -157,23 +159,21 @@ def vision_tower(
     merger = _norm(between, width, e, model.v_gated) + (between + 2 * patches / tensor) * width * e
     if "vision" in frozen:
         return merger
-    windows = (model.v_layers - model.v_full) * _layer(layer, patches, budget.window_cells, recompute)
-    frames = model.v_full * _layer(layer, patches, budget.frame_cells, recompute)
-    return patches * model.v_patch_values * e + windows + frames + merger
+    return patches * model.v_patch_values * e + model.v_layers * _layer(layer, patches, recompute) + merger
 
 
 def recomputed_vision(
     model: ModelSize, budget: Budget, *, tensor: int = 1, sequence: bool = False, recompute: str
 ) -> float:
     """As ``recomputed``, for one layer of the tower."""
-    return _again(_tower(model, budget, tensor, sequence), budget.patches, budget.frame_cells, recompute)
+    return _again(_tower(model, budget, tensor, sequence), budget.patches, recompute)
 
 
 def between_layers(model: ModelSize, budget: Budget) -> float:
-    """Bytes in the backward pass that nothing saved: a projection's input gathered again, its gradient before it is
-    split, the residual's gradient and the next one. Four times the hidden states, not cut over tensor ranks: the number
+    """Bytes in the backward pass that nothing saved: float32 copies of hidden states, a projection's input gathered
+    again, gradients on their way. 20 bytes for each number of the hidden states, not cut over tensor ranks: the number
     fits what is allocated (tests/distributed/test_planned_activations.py), it is not derived."""
-    return 4 * budget.tokens * model.hidden * BYTES[budget.dtype]
+    return 20 * budget.tokens * model.hidden
 
 
 def final_norm(model: ModelSize, budget: Budget, *, split: int = 1) -> float:

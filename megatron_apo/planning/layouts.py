@@ -141,24 +141,28 @@ def _stage_memory(request: Request, layout: Layout, data: int, stage: int, layer
     again = activations.recomputed(
         model, budget, tensor=tensor, context=context, sequence=sequence, recompute=layout.recompute
     )
-    vision = more = 0.0
+    vision = once = 0.0
     if first:
         vision = activations.vision_tower(
             model, budget, tensor=tensor, sequence=sequence, recompute=layout.recompute, frozen=request.frozen
         )
-        if "vision" not in request.frozen:  # one layer at a time, of the language model or of the tower
+        if "vision" not in request.frozen:
             once = activations.recomputed_vision(
                 model, budget, tensor=tensor, sequence=sequence, recompute=layout.recompute
             )
-            more = max(0.0, once - again)
+    # One after the other, never together: the head, a language layer going backward, a layer of the tower.
+    logits = activations.head(model, budget, tensor=tensor) if last else 0.0
+    between = activations.between_layers(model, budget)
+    after_head = max(0.0, again + between - logits)
+    after_language = max(0.0, once + between - max(again + between, logits))
     return {
         "weights": state.weights,
         "reference": unpadded if request.reference else 0,
         "gradients": state.gradients,
         "optimizer": state.optimizer,
-        "activations": round(saved * in_flight + again + activations.between_layers(model, budget)),
-        "vision": round(vision * in_flight + more),
-        "logits": round(activations.head(model, budget, tensor=parallel.tensor)) if last else 0,
+        "activations": round(saved * in_flight + after_head),
+        "vision": round(vision * in_flight + after_language),
+        "logits": round(logits),
         "reserve": round(request.reserve_gib * GIB),
     }
 

@@ -26,7 +26,6 @@ class ModelSize:
     v_layers: int = 32
     v_heads: int = 16
     v_ffn: int = 3420
-    v_full: int = 4  # layers of full attention
     v_gated: bool = True
     v_patch_values: int = 3 * 2 * 14 * 14
     merge: int = 2
@@ -39,9 +38,7 @@ class ModelSize:
 
 
 def _qwen2_vl(hidden: int, layers: int, heads: int, kv_heads: int, ffn: int, vocab: int, tied: bool) -> ModelSize:
-    return ModelSize(
-        hidden, layers, heads, kv_heads, ffn, vocab, tied, v_ffn=5120, v_full=32, v_gated=False
-    )  # fmt: skip
+    return ModelSize(hidden, layers, heads, kv_heads, ffn, vocab, tied, v_ffn=5120, v_gated=False)
 
 
 # Published config.json files: hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads,
@@ -97,7 +94,6 @@ def size_of(shape: QwenVLShape) -> ModelSize:
         v_layers=vision.layers,
         v_heads=vision.heads,
         v_ffn=vision.ffn,
-        v_full=len(vision.full_attention_layers),
         v_gated=vision.gated,
         v_patch_values=vision.patch_values,
         merge=vision.spatial_merge_size,

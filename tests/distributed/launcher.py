@@ -14,10 +14,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def _rank_main(case: Case, rank: int, port: int) -> None:
     getattr(importlib.import_module(module), name)(Path(case.directory), **case.arguments)
 
 
-def _fork_ranks(case: Case, port: int) -> list[int]:
+def _fork_ranks(case: Case, port: int, imported: Path) -> list[int]:
+    """Process ids of the ranks; the first of them leaves the names of its modules in ``imported``."""
     children = []
     for rank in range(case.world):
         child = os.fork()
@@ -96,6 +98,8 @@ def _fork_ranks(case: Case, port: int) -> list[int]:
             status = 1
             try:
                 _rank_main(case, rank, port)
+                if rank == 0:
+                    imported.write_text("\n".join(sys.modules))
                 status = 0
             except BaseException:
                 print(f"--- rank {rank} of {case.world}, {case.function}", file=sys.stderr)
@@ -123,6 +127,14 @@ def _wait(case: Case, children: list[int], timeout: float) -> bool:
     return fine and not running
 
 
+def _inherit(imported: Path) -> None:
+    """Imports, in their order, the modules that ``imported`` names; some are made by others and cannot be."""
+    for name in imported.read_text().splitlines() if imported.exists() else []:
+        if name not in sys.modules:
+            with suppress(ImportError):
+                importlib.import_module(name)
+
+
 def main() -> int:
     cases = [Case(**case) for case in json.loads(sys.stdin.read())]
     from megatron_apo.platform.host import prepare
@@ -130,11 +142,14 @@ def main() -> int:
     prepare()
     for module in {case.function.split(":")[0] for case in cases}:
         importlib.import_module(module)  # imported once here, inherited by every rank
-    for case in cases:
-        Path(case.directory).mkdir(parents=True, exist_ok=True)
-        with _store() as port:
-            if not _wait(case, _fork_ranks(case, port), float(sys.argv[1])):
-                return 1
+    with tempfile.TemporaryDirectory() as directory:
+        imported = Path(directory, "imported")
+        for case in cases:
+            Path(case.directory).mkdir(parents=True, exist_ok=True)
+            _inherit(imported)
+            with _store() as port:
+                if not _wait(case, _fork_ranks(case, port, imported), float(sys.argv[1])):
+                    return 1
     return 0
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import weakref
+from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +22,37 @@ from megatron_apo.training.setup import DTYPES, empty_chunks
 from model_providers.qwen_vl.megatron_config import BuildSettings
 from model_providers.qwen_vl.shape import QwenVLShape, VisionShape
 
-SEQUENCES, LENGTH, SIDE = 4, 256, 16  # an image of SIDE x SIDE patches begins each sequence
-TOKENS, PATCHES, CHUNK = SEQUENCES * LENGTH, SEQUENCES * SIDE**2, 128
-IMAGE = 2040
+Grid = tuple[int, int, int]
+Sequence = tuple[int, list[Grid]]  # its tokens, and the images that it begins with
 
-_NARROW = VisionShape(128, 10, 4, 344, 14, 2, 2, 56, (4, 9), 3, 256, 2)
+# Windows are 4 x 4 patches.
+BATCHES: dict[str, list[Sequence]] = {
+    "alike": [(128, [(1, 12, 12)])] * 4,
+    # Lengths of three buckets, one without an image; images that leave ragged windows, a video, two in one sequence.
+    "mixed": [(224, [(1, 18, 22)]), (116, [(1, 6, 10), (2, 6, 4)]), (96, []), (48, [(1, 2, 26)]), (28, [(1, 4, 10)])],
+}
+CHUNK, IMAGE = 64, 2040
+
+
+def _patches(grids: Iterable[Grid]) -> int:
+    return sum(time * height * width for time, height, width in grids)
+
+
+def sizes(batch: str) -> tuple[int, int]:
+    """Tokens and patches of a microbatch."""
+    return sum(length for length, _ in BATCHES[batch]), sum(_patches(images) for _, images in BATCHES[batch])
+
+
+_NARROW = VisionShape(128, 5, 4, 344, 14, 2, 2, 56, (2,), 3, 256, 2)
 SHAPES = {
     # The proportions of 7B: FFN five times the width, a quarter of the heads for keys.
     "wide_ffn": QwenVLShape(
-        256, 12, 4, 2, 64, 1280, 2048, False, 1e-6, 1e6, (8, 12, 12), 4096, IMAGE, 2041, 2042, _NARROW
+        256, 6, 4, 2, 64, 1280, 2048, False, 1e-6, 1e6, (8, 12, 12), 4096, IMAGE, 2041, 2042, _NARROW
     ),
     # All heads have keys of their own, a narrow FFN; the tower without windows.
     "wide_attention": QwenVLShape(
-        384, 8, 8, 8, 48, 512, 1024, True, 1e-6, 1e6, (6, 9, 9), 4096, 1000, 1001, 1002,
-        VisionShape(160, 8, 4, 640, 14, 2, 2, 0, tuple(range(8)), 3, 384, 2, "LayerNorm", False),
+        384, 4, 8, 8, 48, 512, 1024, True, 1e-6, 1e6, (6, 9, 9), 4096, 1000, 1001, 1002,
+        VisionShape(160, 4, 4, 640, 14, 2, 2, 0, tuple(range(4)), 3, 384, 2, "LayerNorm", False),
         "qwen2_vl",
     ),
 }  # fmt: skip
@@ -82,39 +101,48 @@ class Allocated(TorchDispatchMode):
         return out
 
 
-def _microbatch(shape: QwenVLShape) -> Microbatch:
+def _microbatch(shape: QwenVLShape, sequences: list[Sequence]) -> Microbatch:
+    """The sequences packed; each begins with the tokens of its images."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, 900, (SEQUENCES, LENGTH), generator=generator)
-    ids[:, : SIDE**2 // 4] = shape.image_token_id
-    zeros = torch.zeros(TOKENS)
+    lengths, tokens = [length for length, _ in sequences], sum(length for length, _ in sequences)
+    grids = tuple(grid for _, images in sequences for grid in images)
+    ids, starts = torch.randint(0, 900, (tokens,), generator=generator), [0, *accumulate(lengths)]
+    for start, (_, images) in zip(starts, sequences, strict=False):
+        ids[start : start + _patches(images) // 4] = shape.image_token_id
+    zeros = torch.zeros(tokens)
     return Microbatch(
-        input_ids_T=ids.flatten(),
-        position_ids_3T=torch.arange(LENGTH).repeat(SEQUENCES).expand(3, TOKENS),
-        labels_T=torch.randint(0, 900, (TOKENS,), generator=generator),
-        response_mask_T=torch.ones(TOKENS, dtype=torch.bool),
-        cu_seqlens=torch.arange(0, TOKENS + 1, LENGTH, dtype=torch.int32),
-        max_seqlen=LENGTH,
-        sample_indices=tuple(range(SEQUENCES)),
+        input_ids_T=ids,
+        position_ids_3T=torch.cat([torch.arange(length) for length in lengths]).expand(3, tokens),
+        labels_T=torch.randint(0, 900, (tokens,), generator=generator),
+        response_mask_T=torch.ones(tokens, dtype=torch.bool),
+        cu_seqlens=torch.tensor(starts, dtype=torch.int32),
+        max_seqlen=max(lengths),
+        sample_indices=tuple(range(len(sequences))),
         advantages_T=zeros,
         policy_weights_T=zeros,
         kl_token_weights_T=zeros,
         kl_weights_T=zeros,
         rollout_logprobs_T=zeros,
-        pixel_values_LC=torch.randn(PATCHES, shape.vision.patch_values, generator=generator),
-        image_grids=((1, SIDE, SIDE),) * SEQUENCES,
-        image_positions_K=(ids.flatten() == shape.image_token_id).nonzero().squeeze(1),
-        image_features_K=torch.arange(PATCHES // 4),
+        pixel_values_LC=torch.randn(_patches(grids), shape.vision.patch_values, generator=generator),
+        image_grids=grids,
+        image_positions_K=(ids == shape.image_token_id).nonzero().squeeze(1),
+        image_features_K=torch.arange(_patches(grids) // 4),
     )
 
 
-def _measure(shape: QwenVLShape, groups: Groups, settings: BuildSettings) -> dict[str, int]:
+def _measure(
+    shape: QwenVLShape, sequences: list[Sequence], groups: Groups, settings: BuildSettings
+) -> dict[str, int]:
     torch.manual_seed(1)
     model = empty_chunks(shape, settings, groups)[0].train()
     for parameter in model.parameters():  # a gradient goes into Megatron's buffer at once, which is planned by itself
         parameter.register_post_accumulate_grad_hook(lambda each: setattr(each, "grad", None))
     own = {each.untyped_storage().data_ptr() for each in [*model.parameters(), *model.buffers()]}
     batch = cut_microbatch(
-        _microbatch(shape), groups.context_rank, groups.context_size, spatial_merge_size=shape.vision.spatial_merge_size
+        _microbatch(shape, sequences),
+        groups.context_rank,
+        groups.context_size,
+        spatial_merge_size=shape.vision.spatial_merge_size,
     )
     head = HeadSettings(1.0, (), shape.vocab, CHUNK)
     saved, allocated = Saved(own), Allocated(own)
@@ -128,7 +156,7 @@ def _measure(shape: QwenVLShape, groups: Groups, settings: BuildSettings) -> dic
     return {"saved": kept, "peak": allocated.peak}
 
 
-def measure(directory: Path, *, shape: str, dtype: str, layout: dict[str, Any]) -> None:
+def measure(directory: Path, *, shape: str, batch: str, dtype: str, layout: dict[str, Any]) -> None:
     """Writes rank_<n>.json: bytes saved and the peak, for each recompute setting."""
     parallel = ParallelConfig(**layout)
     groups = initialise(parallel, seed=0)
@@ -141,6 +169,6 @@ def measure(directory: Path, *, shape: str, dtype: str, layout: dict[str, Any]) 
             context=parallel.context,
             sequence_parallel=parallel.sequence,
         )
-        found[recompute] = _measure(SHAPES[shape], groups, settings)
+        found[recompute] = _measure(SHAPES[shape], BATCHES[batch], groups, settings)
     (directory / f"rank_{groups.rank}.json").write_text(json.dumps(found))
     shut_down()

@@ -14,30 +14,32 @@ from megatron_apo.config import ParallelConfig
 from megatron_apo.planning.layouts import RECOMPUTE, Layout, Request, weigh
 from megatron_apo.planning.sizes import size_of
 from tests.distributed.launcher import Case, run_cases
-from tests.distributed.measured_memory import CHUNK, PATCHES, SHAPES, TOKENS
+from tests.distributed.measured_memory import CHUNK, SHAPES, sizes
 
-# name: (ranks, shape, dtype, layout)
-CASES: dict[str, tuple[int, str, str, dict[str, Any]]] = {
-    "one process": (1, "wide_ffn", "bfloat16", {}),
-    "one process, Qwen2-VL": (1, "wide_attention", "float32", {}),
-    "TP 2, sequence parallelism": (2, "wide_ffn", "float32", {"tensor": 2, "sequence": True}),
-    "TP 4, sequence parallelism, Qwen2-VL": (4, "wide_attention", "bfloat16", {"tensor": 4, "sequence": True}),
-    "TP 2, sequence parallelism, Qwen2-VL": (2, "wide_attention", "bfloat16", {"tensor": 2, "sequence": True}),
-    "CP 2": (2, "wide_ffn", "bfloat16", {"context": 2}),
-    "TP 2, sequence parallelism, CP 2": (4, "wide_ffn", "bfloat16", {"tensor": 2, "sequence": True, "context": 2}),
+TP2, TP4 = {"tensor": 2, "sequence": True}, {"tensor": 4, "sequence": True}
+# name: (ranks, shape, microbatch, dtype, layout); a "mixed" one has sequences and images of different sizes
+CASES: dict[str, tuple[int, str, str, str, dict[str, Any]]] = {
+    "one process": (1, "wide_ffn", "alike", "bfloat16", {}),
+    "one process, mixed": (1, "wide_attention", "mixed", "float32", {}),
+    "TP 2": (2, "wide_ffn", "alike", "float32", TP2),
+    "TP 2, mixed": (2, "wide_attention", "mixed", "bfloat16", TP2),
+    "TP 4, more than key-value heads, mixed": (4, "wide_ffn", "mixed", "bfloat16", TP4),
+    "CP 2, mixed": (2, "wide_ffn", "mixed", "bfloat16", {"context": 2}),
+    "TP 2, CP 2, mixed": (4, "wide_ffn", "mixed", "bfloat16", TP2 | {"context": 2}),
 }
 BOUND = 0.15
 
 
 def planned(name: str, recompute: str) -> int:
     """Bytes of activations, vision and logits that the planner gives this case."""
-    ranks, shape, dtype, layout = CASES[name]
+    ranks, shape, batch, dtype, layout = CASES[name]
+    tokens, patches = sizes(batch)
     request = Request(
         size_of(SHAPES[shape]),
         gpus=ranks,
         memory_gib=1024.0,
-        tokens=TOKENS,
-        patches=PATCHES,
+        tokens=tokens,
+        patches=patches,
         microbatches=1,
         dtype=dtype,
         chunk=CHUNK,
@@ -48,12 +50,10 @@ def planned(name: str, recompute: str) -> int:
 
 def measure(root: Path) -> dict[str, dict[str, dict[str, int]]]:
     """By case and recompute setting: the most that a rank saves ("saved") and allocates ("peak")."""
-    cases = [
-        Case(
-            "tests.distributed.measured_memory:measure", ranks, str(root / name), dict(shape=s, dtype=d, layout=layout)
-        )
-        for name, (ranks, s, d, layout) in CASES.items()
-    ]
+    cases = []
+    for name, (ranks, shape, batch, dtype, layout) in CASES.items():
+        arguments = dict(shape=shape, batch=batch, dtype=dtype, layout=layout)
+        cases.append(Case("tests.distributed.measured_memory:measure", ranks, str(root / name), arguments))
     run_cases(cases)
     found: dict[str, dict[str, dict[str, int]]] = {}
     for name, (ranks, *_) in CASES.items():
