@@ -259,7 +259,7 @@ def compare(
     assert all(math.isfinite(value) for value in expected.values()), expected
 
     def difference(one: dict[str, float], other: dict[str, float]) -> float:
-        return largest(abs(one[name] - other[name]) / max(abs(other[name]), 1.0) for name in other)
+        return largest(abs(one[name] - other[name]) / max(abs(other[name]), 1e-3) for name in other)
 
     error, worst = largest_error(gradients, reference)
     return {
