@@ -251,6 +251,8 @@ class AlarmLimits:
     clip_fraction: float = 0.0  # policy/clip_fraction above it, a share
     truncated: float = 0.0  # rollout/truncated above it, a share
     kl: float = 0.0  # kl/raw above it, nats
+    effective_sample_size: float = 0.0  # mismatch/effective_sample_size below it, a share
+    corrected: float = 0.0  # mismatch/corrected_share above it, a share
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,8 @@ class WarningLimits(AlarmLimits):
     clip_fraction: float = 0.3
     truncated: float = 0.5
     kl: float = 1.0
+    effective_sample_size: float = 0.5
+    corrected: float = 0.2
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,7 @@ _CHECKS: list[_Check] = [
     *_at_least(0, " (0: greedy)", "evaluation.temperature"),
     *_at_least(0, "", "rewards.accuracy", "rewards.format", "logging.report_samples"),
     *_at_least(1, "", "alarms.steps"),
-    *_shares("zero_variance_groups", "clip_fraction", "truncated"),
+    *_shares("zero_variance_groups", "clip_fraction", "truncated", "effective_sample_size", "corrected"),
     *_at_least(
         0, " (0: none)", *(f"alarms.{action}.{name}" for action in ("warn", "stop") for name in ("entropy", "kl"))
     ),

@@ -33,9 +33,15 @@ from megatron_apo.training.update import Trainer, TrainerSettings
 
 
 def supervised_samples(
-    prompts: Sequence[Prompt], builder: PromptBuilder, *, reduction: str = "token_mean"
+    prompts: Sequence[Prompt],
+    builder: PromptBuilder,
+    *,
+    reduction: str = "token_mean",
+    microbatch_sequences: int = 2,
 ) -> list[TrainingSample]:
     """Samples that imitate each prompt's demonstration, weighted for a mean over this batch.
+
+    ``microbatch_sequences`` is for the reduction "microbatch_token_mean".
 
     Raises ValueError for a prompt without a demonstration.
     """
@@ -45,7 +51,12 @@ def supervised_samples(
             raise ValueError(f"row {prompt.id!r} has no demonstration: supervised training needs one in every row")
         responses.append(builder.response_ids(prompt.demonstration))
     lengths = torch.tensor([len(response) for response in responses])
-    weights = token_weights(lengths, torch.ones(len(responses), dtype=torch.bool), kind=reduction).tolist()
+    weights = token_weights(
+        lengths,
+        torch.ones(len(responses), dtype=torch.bool),
+        kind=reduction,
+        microbatch_sequences=microbatch_sequences,
+    ).tolist()
     return [
         TrainingSample(prompt.token_ids, response, prompt.images, policy_weight=weight)
         for prompt, response, weight in zip(prompts, responses, weights, strict=True)
@@ -65,7 +76,12 @@ def _require_demonstrations(prompts: Sequence[Prompt], key: str) -> None:
 def _works(
     prompts: Sequence[Prompt], builder: PromptBuilder, config: Config, groups: Groups, costs: CostModel
 ) -> list[ReplicaWork]:
-    samples = supervised_samples(prompts, builder, reduction=config.objective.reduction)
+    samples = supervised_samples(
+        prompts,
+        builder,
+        reduction=config.objective.reduction,
+        microbatch_sequences=config.objective.microbatch_sequences,
+    )
     return distribute(
         samples,
         [range(len(samples))],
@@ -134,16 +150,19 @@ def _train(config: Config, groups: Groups, directory: RunDirectory, *, resume: b
             seconds = timer.collect()
             if validation is not None and step % config.run.evaluate_every == 0:
                 metrics |= trainer.evaluate(validation)
-            if writers is not None:
-                kept = {name: value for name, value in metrics.items() if not name.startswith("count/")} | seconds
-                writers.write(step, kept)
-                progress.update(step, kept)
+            with phase(groups, "log"):  # a full disk on the controller must not leave the others waiting
+                if writers is not None:
+                    kept = {name: value for name, value in metrics.items() if not name.startswith("count/")} | seconds
+                    writers.write(step, kept)
+                    progress.update(step, kept)
             if step == config.run.steps or (config.run.save_every and step % config.run.save_every == 0):
                 loop = LoopState(step, step, step, trainer.skipped_in_a_row)
                 save_checkpoint(state, groups, directory.checkpoints, loop, keep=config.run.keep_checkpoints)
     export_model(state, groups, config.model.path, directory.export)
-    if writers is not None:
-        writers.close()
+    with phase(groups, "end"):
+        if writers is not None:
+            writers.close()
+    if groups.is_controller:
         say(f"exported {directory.export}")
 
 

@@ -169,9 +169,24 @@ def shape_step(
         for p, group in enumerate(groups)
     )
     metrics = _metrics(shaped, valid)
+    if penalties:  # which give nearly every group some variance: those whose answers earned the same are named too
+        earned, _ = _shape(groups, settings, possible_PG)
+        metrics["apo/equal_reward_groups"] = float((earned.raw_advantages_PG == 0).all(dim=1).double().mean())
     if forbidden_token_ids:
         metrics["rollout/forbidden_tokens"] = float(sum(possible_G.count(False) for possible_G in possible_PG))
     return ShapedStep(tuple(samples), tuple(batches * epochs), shaping, metrics)
+
+
+def _engine_logprobs(group: RolloutGroup, index: int) -> tuple[float, ...]:
+    """ValueError unless there is one for each token: training compares all of them with the trainer's."""
+    rollout = group.rollouts[index]
+    if len(rollout.logprobs) != len(rollout.token_ids):
+        raise ValueError(
+            f"prompt {group.prompt.id!r}, response {index}: has {len(rollout.logprobs)} log-probabilities of the "
+            f"engine for {len(rollout.token_ids)} tokens; training needs each one (agreement with the trainer, and "
+            "objective.old_logprobs=engine): record the rollouts again with them"
+        )
+    return rollout.logprobs
 
 
 def _sample(
@@ -186,7 +201,7 @@ def _sample(
         kl_weight=float(shaped.kl_weights_PG[row, index]),
         policy_weight=policy_weight,
         kl_token_weight=kl_token_weight,
-        rollout_logprobs=rollout.logprobs,
+        rollout_logprobs=_engine_logprobs(group, index),
         prompt_id=group.prompt.id,
     )
 
@@ -211,7 +226,7 @@ def scoring_samples(
                 prompt_ids=prompt.token_ids,
                 response_ids=rollout.token_ids,
                 images=prompt.images,
-                rollout_logprobs=rollout.logprobs,
+                rollout_logprobs=_engine_logprobs(groups[p], g),
                 prompt_id=prompt.id,
             )
         )

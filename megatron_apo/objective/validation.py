@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from megatron_apo.config import KlConfig, ObjectiveConfig
 
 _CHOICES = {
@@ -18,6 +20,7 @@ _CHOICES = {
     "objective.old_logprobs": ("trainer", "engine"),
     "objective.overlong.policy": ("train", "mask", "punish"),
 }
+_APO = ("apo", "apo_dads_only", "apo_stcr_only", "view_r1_exact")
 
 
 def has_kl(kl: KlConfig) -> bool:
@@ -67,7 +70,7 @@ def validate_objective(settings: ObjectiveConfig, group_size: int, steps: int) -
             "objective.kl.placement=reward: must be loss with objective.dads.enabled=true; DADS weights the KL of "
             "responses by the sign of an advantage that a KL in the reward is already part of"
         )
-    if settings.name in ("apo_stcr_only", "view_r1_exact") and not has_kl(settings.kl):
+    if settings.name in _APO and not settings.dads.enabled and not has_kl(settings.kl):
         raise ValueError(
             f"objective.kl.coefficient={settings.kl.coefficient:g}: must be above 0 with "
             f"objective.name={settings.name}, an objective with a KL term (APO's is 0.001); for none start from grpo"
@@ -81,6 +84,17 @@ def validate_objective(settings: ObjectiveConfig, group_size: int, steps: int) -
 
 
 def _check_numbers(settings: ObjectiveConfig) -> None:
+    numbers = {
+        "objective.stcr.base": settings.stcr.base,
+        "objective.advantage.epsilon": settings.advantage.epsilon,
+        "objective.overlong.weight": settings.overlong.weight,
+        "objective.kl.coefficient": settings.kl.coefficient,
+        "objective.kl.minimum": settings.kl.minimum,
+        "objective.kl.maximum": settings.kl.maximum,
+    }
+    for key, value in numbers.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{key}={value}: must be a finite number; the loss or the advantages would not be numbers")
     if not settings.stcr.base > 1:
         raise ValueError(
             f"objective.stcr.base={settings.stcr.base}: must be above 1; the weight of a longer wrong response grows "

@@ -56,6 +56,18 @@ WATCHED: dict[str, Watched] = {
         "the policy has left the initial one; raise objective.kl.coefficient or lower optimizer.learning_rate, and "
         "read what it writes: a reward may pay for something else than was meant",
     ),
+    "effective_sample_size": Watched(
+        "mismatch/effective_sample_size",
+        "below",
+        "engine and trainer disagree so much that a few tokens or responses carry the update; correct it with "
+        "objective.mismatch.correction, or bring their precision closer (model.dtype, sync.logprob_gate)",
+    ),
+    "corrected": Watched(
+        "mismatch/corrected_share",
+        "above",
+        "objective.mismatch.correction cuts more than stray weights; widen objective.mismatch.lower and .upper, use "
+        "objective.mismatch.level=token, or bring the precision of engine and trainer closer",
+    ),
 }
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from megatron_apo.parallel.groups import Groups
 from megatron_apo.records import Microbatch
 
 
@@ -22,11 +21,13 @@ def response_sequences(batch: Microbatch) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.searchsorted(batch.cu_seqlens.long(), places_R, right=True) - 1, places_R
 
 
-def sequence_sums(batch: Microbatch, groups: Groups) -> Callable[[torch.Tensor], torch.Tensor]:
+def sequence_sums(
+    batch: Microbatch, cp_group: dist.ProcessGroup | None = None
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function that takes values [R] to their sum over the response, at each token, in the values' dtype.
 
-    Added in float64, without a gradient. Under context parallelism it is collective: every context rank must call it
-    equally often, with as many tokens as it holds (none, perhaps).
+    Added in float64, without a gradient. Over a ``cp_group`` of several ranks it is collective: every context rank must
+    call it equally often, with as many tokens as it holds (none, perhaps).
     """
     sequences_R, _ = response_sequences(batch)
     count = len(batch.cu_seqlens) - 1
@@ -34,8 +35,8 @@ def sequence_sums(batch: Microbatch, groups: Groups) -> Callable[[torch.Tensor],
     def sums(values_R: torch.Tensor) -> torch.Tensor:
         totals = torch.zeros(count, dtype=torch.float64, device=values_R.device)
         totals.index_add_(0, sequences_R, values_R.detach().double())
-        if groups.context_size > 1:
-            dist.all_reduce(totals, group=groups.collection.cp)
+        if cp_group is not None and cp_group.size() > 1:
+            dist.all_reduce(totals, group=cp_group)
         return totals[sequences_R].to(values_R.dtype)
 
     return sums

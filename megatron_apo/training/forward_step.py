@@ -12,6 +12,9 @@ Context-parallel ranks change nothing of this: each holds other tokens of the sa
 are further parts of the same two sums, and Megatron adds gradients and counts over data and context ranks alike. What a
 token's keys and values owe to another rank's tokens comes back through the attention's own backward.
 
+``objective_loss`` is all of this and knows no model: another Megatron script calls it in its own loss function
+(examples/own_model). The functions around it run this project's models.
+
 Shape suffixes: T packed tokens.
 """
 
@@ -23,6 +26,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 
 from megatron_apo.config import Config, MismatchConfig, ObjectiveConfig
 from megatron_apo.objective.mismatch import mismatch_sums, mismatch_weights
@@ -159,12 +163,24 @@ def agreement_sums(
     } | mismatch_sums(weights, mismatch, sums)
 
 
-def _training_loss(
-    output: torch.Tensor, *, model: Any, batch: Microbatch, head: HeadSettings, groups: Groups, loss: LossSettings
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+def objective_loss(
+    logprobs: torch.Tensor,
+    entropy: torch.Tensor,
+    batch: Microbatch,
+    loss: LossSettings,
+    *,
+    cp_group: dist.ProcessGroup | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """What a Megatron loss function returns of a microbatch, whatever model it was: the adapter itself.
+
+    ``logprobs`` (differentiable) and ``entropy`` are those of the response tokens [R], in the order of
+    ``batch.response_mask_T``. Returned are the loss, scaled as derived above, the count of these tokens, and sums that
+    give the metrics when added over microbatches and ranks ("gate/max" is a maximum). It needs
+    ``calculate_per_token_loss`` and ``finalize_model_grads`` in the model's config, as the derivation says.
+    With ``cp_group``, collective over the context ranks that share the sequences.
+    """
     rows = batch.response_mask_T
-    logprobs, entropy = response_logprobs(output, model, batch, head, groups)
-    count = torch.tensor(logprobs.numel(), dtype=torch.int, device=output.device)
+    count = torch.tensor(logprobs.numel(), dtype=torch.int, device=logprobs.device)
     weights = batch.policy_weights_T[rows]
     mean = 1.0 / max(loss.total_tokens, 1)
     sums: dict[str, torch.Tensor] = {"policy/entropy": entropy.detach().double().sum() * mean, "count/tokens": count}
@@ -173,7 +189,7 @@ def _training_loss(
         sums["loss/total"] = total.detach()
         sums |= count_not_finite(weights != 0, policy=logprobs)
     else:
-        rollout, of_sequences = batch.rollout_logprobs_T[rows], sequence_sums(batch, groups)
+        rollout, of_sequences = batch.rollout_logprobs_T[rows], sequence_sums(batch, cp_group)
         if loss.old_logprobs == "current":
             old = logprobs.detach()
         elif loss.old_logprobs == "engine":
@@ -202,6 +218,13 @@ def _training_loss(
         sums |= result.metrics | agreement_sums(logprobs, rollout, loss.objective.mismatch, of_sequences)
         sums["loss/total"] = total.detach()
     return total * loss.total_tokens, count, sums
+
+
+def _training_loss(
+    output: torch.Tensor, *, model: Any, batch: Microbatch, head: HeadSettings, groups: Groups, loss: LossSettings
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    logprobs, entropy = response_logprobs(output, model, batch, head, groups)
+    return objective_loss(logprobs, entropy, batch, loss, cp_group=groups.cp)
 
 
 def training_step(

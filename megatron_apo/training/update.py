@@ -191,7 +191,7 @@ class Trainer:
                 assert batch.old_logprobs_T is not None
                 rows = batch.response_mask_T
                 trainer, engine = batch.old_logprobs_T[rows], batch.rollout_logprobs_T[rows]
-                sums = sequence_sums(batch, self.groups)
+                sums = sequence_sums(batch, self.groups.cp)
                 collected.append(agreement_sums(trainer, engine, self.settings.objective.mismatch, sums))
         metrics = reduce_metrics(_sum_over_microbatches(collected), self.groups, maxima=_MAXIMA)
         before_step(metrics, lambda: self._worst_token(flat, collected, samples, metrics["gate/max"]))

@@ -51,7 +51,7 @@ def _reweighted(weight: Callable[[Microbatch, torch.Tensor, int], torch.Tensor])
 def sums_of_this_rank_alone(_: int) -> None:
     """Sequence sums without the other context ranks' tokens."""
     whole = sequences.sequence_sums
-    forward_step.sequence_sums = lambda batch, groups: whole(batch, replace(groups, context_size=1))
+    forward_step.sequence_sums = lambda batch, cp_group: whole(batch, None)
 
 
 BUGS: dict[str, Callable[[int], None]] = {

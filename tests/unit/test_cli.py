@@ -12,6 +12,7 @@ import pytest
 
 from megatron_apo import cli
 from megatron_apo.cli import main
+from tests.unit.test_config import CONTRADICTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,6 +84,20 @@ def test_refusals(words: list[str], message: str, tmp_path: Path, capsys: pytest
     config.write_text("run:\n  steps: 3\n")
     assert main([word.replace("CONFIG", str(config)) for word in words]) == 2
     assert capsys.readouterr().err.startswith(message)
+
+
+@pytest.mark.parametrize("which", CONTRADICTIONS)
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_contradictions_are_refused_before_anything_starts(
+    command: str, which: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides, message = CONTRADICTIONS[which]
+    words = [word.replace("CONFIG", str(tmp_path / "config.yaml")) for word in RUN]
+    (tmp_path / "config.yaml").write_text(f"run:\n  directory: {tmp_path / 'run'}\n")
+    assert main([command, *words, *overrides]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {message}") and told.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("words", [["train", "--config", "c.yaml", "stray"], ["train"], ["fly"], []])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from megatron_apo.config import Config, ParallelConfig
 from megatron_apo.config_loading import (
@@ -123,13 +125,92 @@ def test_another_objective_keeps_what_the_file_says_otherwise(tmp_path: Path) ->
         ("--evaluation.samples=4", "evaluation.samples=4: must be 1 with evaluation.temperature=0"),
         ("--training.updates_per_rollout=33", "must not exceed rollout.prompts_per_step=32"),
         ("--parallel.sequence=true", "parallel.sequence=true: must be false with parallel.tensor=1"),
-        ("--objective.stcr.base=1", "objective.stcr.base=1.0: must be above 1"),
     ],
 )
 def test_refusals(override: str, message: str) -> None:
     with pytest.raises(ValueError) as error:
         load_config(None, [override])
     assert message in str(error.value)
+
+
+# Overrides that contradict each other, and what is said about them; the command line says the same (test_cli.py).
+CONTRADICTIONS = {
+    "APO without a KL": (
+        ["--objective.name=apo", "--objective.kl.coefficient=0"],
+        "objective.kl.coefficient=0: must be above 0 with objective.dads.enabled=true; DADS weights the KL term",
+    ),
+    "DADS alone without a KL": (
+        ["--objective.name=apo_dads_only", "--objective.kl.coefficient=0"],
+        "objective.kl.coefficient=0: must be above 0 with objective.dads.enabled=true; DADS weights the KL term",
+    ),
+    "APO without DADS or KL": (
+        ["--objective.name=apo", "--objective.dads.enabled=false", "--objective.kl.coefficient=0"],
+        "objective.kl.coefficient=0: must be above 0 with objective.name=apo, an objective with a KL term",
+    ),
+    "STCR alone without a KL": (
+        ["--objective.name=apo_stcr_only", "--objective.kl.coefficient=0"],
+        "objective.kl.coefficient=0: must be above 0 with objective.name=apo_stcr_only, an objective with a KL term",
+    ),
+    "View-R1 without a KL": (
+        ["--objective.name=view_r1_exact", "--objective.kl.coefficient=0"],
+        "objective.kl.coefficient=0: must be above 0 with objective.dads.enabled=true",
+    ),
+    "an STCR base of 1": (
+        ["--objective.stcr.base=1"],
+        "objective.stcr.base=1.0: must be above 1; the weight of a longer wrong response grows with it",
+    ),
+    "an STCR base below 1": (["--objective.stcr.base=0.5"], "objective.stcr.base=0.5: must be above 1"),
+    "an endless STCR base": (["--objective.stcr.base=.inf"], "objective.stcr.base=inf: must be a finite number"),
+    "a negative KL": (["--objective.kl.coefficient=-0.1"], "objective.kl.coefficient=-0.1: must not be negative"),
+    "a minimum above the maximum": (
+        ["--objective.name=grpo_d", "--objective.kl.minimum=0.2"],
+        "objective.kl.minimum=0.2: must not exceed objective.kl.maximum=0.1",
+    ),
+    "APO with GRPO-D, its bounds swapped": (
+        [
+            *("--objective.name=apo", "--objective.kl.schedule=grpo_d"),
+            *("--objective.kl.minimum=0.02", "--objective.kl.maximum=0.01"),
+        ],
+        "objective.kl.minimum=0.02: must not exceed objective.kl.maximum=0.01",
+    ),
+    "APO with GRPO-D without bounds": (
+        ["--objective.name=apo", "--objective.kl.schedule=grpo_d"],
+        "objective.kl.maximum=0.0: must be above 0 with objective.kl.schedule=grpo_d",
+    ),
+    "exploration beyond the run": (
+        [
+            *("--objective.name=grpo_d", "--run.steps=40"),
+            *("--objective.kl.exploration_share=0", "--objective.kl.exploration_steps=41"),
+        ],
+        "objective.kl.exploration_steps=41: must lie between 0 and run.steps=40",
+    ),
+    "more than the whole run explores": (
+        ["--objective.name=grpo_d", "--objective.kl.exploration_share=1.1"],
+        "objective.kl.exploration_share=1.1: must lie between 0 and 1, a share of run.steps",
+    ),
+    "exploration said twice": (
+        ["--objective.name=grpo_d", "--objective.kl.exploration_steps=3"],
+        "objective.kl.exploration_steps=3: must be 0 with objective.kl.exploration_share=0.3; say one of them",
+    ),
+}
+
+
+@pytest.mark.parametrize("which", CONTRADICTIONS)
+def test_contradictions_are_refused_with_the_reason(which: str, tmp_path: Path) -> None:
+    """As overrides, and as a file that says the same."""
+    overrides, message = CONTRADICTIONS[which]
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        key, _, value = override.removeprefix("--").partition("=")
+        *sections, name = key.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = yaml.safe_load(value)
+    for given in ((None, overrides), (write(tmp_path, yaml.safe_dump(tree)), [])):
+        with pytest.raises(ValueError) as error:
+            load_config(*given)
+        assert str(error.value).startswith(message)
 
 
 @pytest.mark.parametrize(

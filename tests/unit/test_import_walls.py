@@ -49,7 +49,7 @@ WALLS = (
     Wall(("vllm",), only=("megatron_apo/rollout/vllm/",)),
     Wall(
         ("megatron.core.parallel_state", "megatron.core.mpu"),
-        only=("megatron_apo/parallel/", "examples/megatron_script/"),  # the example is another trainer
+        only=("megatron_apo/parallel/", "examples/megatron_script/", "examples/own_model/"),  # trainers of their own
     ),
     Wall(
         tuple(f"megatron_apo.{room}" for room in ("parallel", "training", "loop", "sft", "config", "records")),

@@ -162,6 +162,31 @@ def test_a_penalty_is_part_of_the_reward() -> None:
     assert [sample.advantage for sample in step.samples] == pytest.approx([0.375, -0.375])
 
 
+def test_equal_rewards_are_counted_before_and_after_a_penalty() -> None:
+    """Three groups: two whose answers earned the same; a KL in the reward gives one of these some variance."""
+    groups = [group("a", WRONG, WRONG), group("b", RIGHT, WRONG), group("c", RIGHT, RIGHT)]
+    penalised = shape_step(groups, PLAIN, penalties=[[0.0, 0.25], [0.0, 0.0], [0.0, 0.0]]).metrics
+    assert penalised["apo/zero_variance_groups"] == pytest.approx(1 / 3)
+    assert penalised["apo/equal_reward_groups"] == pytest.approx(2 / 3)
+    plain = shape_step(groups, PLAIN).metrics
+    assert plain["apo/zero_variance_groups"] == pytest.approx(2 / 3) and "apo/equal_reward_groups" not in plain
+
+
+@pytest.mark.parametrize("known", [0, 3])
+def test_a_recording_without_log_probabilities_is_refused(known: int) -> None:
+    """They would otherwise be read as 0, a probability of 1; of a response that is left out nothing is asked."""
+    given = group("a", RIGHT, WRONG, ABORTED)
+    rollouts = tuple(replace(rollout, logprobs=rollout.logprobs[:known]) for rollout in given.rollouts)
+    short = replace(given, rollouts=(given.rollouts[0], *rollouts[1:]))
+    message = f"prompt 'a', response 1: has {known} log-probabilities of the engine for 4 tokens"
+    with pytest.raises(ValueError, match=message):
+        shape_step([short], PLAIN)
+    with pytest.raises(ValueError, match=message):
+        scoring_samples([short])
+    left_out = replace(given, rollouts=(*given.rollouts[:2], rollouts[2]))
+    assert len(shape_step([left_out], PLAIN).samples) == len(scoring_samples([left_out])[0]) == 2
+
+
 def test_a_constant_divides_by_the_longest_possible_response() -> None:
     step = shape_step([group("a", RIGHT, WRONG)], replace(PLAIN, reduction="constant"), max_tokens=50)
     assert [sample.policy_weight for sample in step.samples] == pytest.approx([1 / 100, 1 / 100])

@@ -27,6 +27,8 @@ COLLAPSES = {
     "clip_fraction": (0.02, 0.6),
     "truncated": (0.01, 0.9),
     "kl": (0.05, 30.0),
+    "effective_sample_size": (0.999, 0.1),
+    "corrected": (0.001, 0.7),
 }
 
 
@@ -72,7 +74,7 @@ def test_a_collapse_rings_once_and_its_end_is_said_once(name: str) -> None:
     assert f"alarms.warn.{name}={asdict(WarningLimits())[name]:g}" in start and WATCHED[name].advice in start
     assert [row[f"alarm/{name}"] for row in written] == [0.0] * 6 + [1.0] * 6 + [0.0] * 3
     assert [row["alarm/active"] for row in written] == [row[f"alarm/{name}"] for row in written]
-    worst = min(healthy, collapsed) if name == "entropy" else max(healthy, collapsed)
+    worst = (min if WATCHED[name].side == "below" else max)(healthy, collapsed)
     assert rings(written) == [Ring(name, 7, 12, worst)]
 
 
