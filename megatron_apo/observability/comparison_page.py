@@ -36,7 +36,7 @@ CURVES: tuple[tuple[str, str], ...] = (
     ("Clip fraction", "policy/clip_fraction"),
 )
 PALETTE = 12
-ROW, NAME, WIDTH, RIGHT = 26, 190, 560, 20  # of a dot plot, in its own units
+ROW, NAME, WIDTH, RIGHT = 26, 160, 600, 175  # of a dot plot, in its own units
 
 
 def write_comparison(run_dirs: Sequence[str | Path], output: str | Path) -> Path:
@@ -58,7 +58,7 @@ def write_comparison(run_dirs: Sequence[str | Path], output: str | Path) -> Path
         "<h2>Side by side</h2>",
         f'<p class="soft">A dot is a seed; the bar its arm\'s mean with the 95 % t-interval over seeds. '
         f"Differences are from {html.escape(arms[0].name)}, with 95 % intervals that hold for all arms together "
-        "(Dunnett).</p>",
+        "(Dunnett), those of accuracies in points.</p>",
         f'<div class="charts">{"".join(_dot_plot(arms, measure) for measure in MEASURES)}</div>',
         _categories(arms),
         "<h2>Over the steps</h2>",
@@ -115,7 +115,7 @@ def _verdict(arms: Sequence[Arm], measure: Measure, found: Sequence[Difference |
     if all(one.interval is None for one in measured):
         return "one seed each: no difference can be told from chance; run more seeds"
     differ = [
-        f"{html.escape(arm.name)} ({_difference(one, measure)})"
+        f"{html.escape(arm.name)} {_difference(one, measure)}"
         for arm, one in zip(arms[1:], found, strict=True)
         if one is not None and one.shown
     ]
@@ -133,7 +133,7 @@ def _dot_plot(arms: Sequence[Arm], measure: Measure) -> str:
         return ""
     intervals = [mean_interval(one) for one in values]
     ticks = nice_ticks(*_extent(values))
-    left, right, height = NAME, WIDTH - RIGHT - 150, ROW * len(arms) + 30
+    left, right, height = NAME, WIDTH - RIGHT, ROW * len(arms) + 30
 
     def x(value: float) -> float:
         share = (value - ticks[0]) / (ticks[-1] - ticks[0])
@@ -147,7 +147,7 @@ def _dot_plot(arms: Sequence[Arm], measure: Measure) -> str:
     compared: list[Difference | None] = [None, *differences(values)]
     for row, (arm, found, interval, gap) in enumerate(zip(arms, values, intervals, compared, strict=True)):
         y = 4 + ROW * (row + 0.5)
-        name = arm.name if len(arm.name) <= 30 else arm.name[:29] + "…"
+        name = arm.name if len(arm.name) <= 24 else arm.name[:23] + "…"
         marks.append(f'<text class="tick" x="0" y="{y + 4:.1f}">{html.escape(name)}</text>')
         if not found:
             marks.append(f'<text class="tick" x="{left}" y="{y + 4:.1f}">not measured</text>')
@@ -179,10 +179,10 @@ def _number(value: float, measure: Measure) -> str:
 
 
 def _difference(one: Difference, measure: Measure) -> str:
-    scale, form = (100, "+.1f") if measure.share else (1, "+.3g")
+    scale, form = (100, "+.1f") if measure.share else (1, "+.2g")
     told = f"{scale * one.value:{form}}"
     if one.interval is not None:
-        told += f" ({scale * one.interval[0]:{form}} to {scale * one.interval[1]:{form}})"
+        told += f" [{scale * one.interval[0]:{form}}, {scale * one.interval[1]:{form}}]"
     return told
 
 

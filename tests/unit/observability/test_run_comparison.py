@@ -89,7 +89,7 @@ def test_single_seeds_show_nothing_and_missing_values_stay_missing() -> None:
 
 def test_page_says_which_differ_and_which_do_not(runs: list[Path], tmp_path: Path) -> None:
     page = Page(write_comparison(runs, tmp_path / "page.html").read_text())
-    assert "Held-out accuracy: differ from grpo: apo (+20.0" in page.text
+    assert "Held-out accuracy: differ from grpo: apo +20.0 [+" in page.text
     assert "; the other 1 does not" in page.text
     assert "Entropy: no arm differs from grpo by more than its seeds explain" in page.text
     assert "KL divergence" not in page.text.partition("Side by side")[0]
