@@ -3,8 +3,8 @@
 python benchmarks/logprobs.py [--tokens 4096] [--vocabulary 152064] [--hidden 2048] [--chunk 1024] [--threads 1]
 
 Each way runs in a process of its own: forward without gradients, then forward and backward with a trainable head, each
-as often as --repetitions says (the fastest counts). Memory is what it adds to the peak resident size (on a GPU: to the allocator's
-peak) over the inputs and the gradients, which both ways need.
+as often as --repetitions says (the fastest counts). Memory is what it adds to the peak resident size (on a GPU: to the
+allocator's peak) over the inputs and the gradients, which both ways need.
 """
 
 from __future__ import annotations
