@@ -18,6 +18,7 @@ setup(
         "psutil>=7.0",  # without it Megatron-Core's checkpoint writer hangs
         "PyYAML>=6.0",
         "safetensors>=0.6",
+        "scipy>=1.15",
         "tensorboard>=2.20",
         "tqdm>=4.66",
         "wandb==0.31.0",

@@ -26,6 +26,7 @@ examples:
   python -m megatron_apo evaluate --config runs/quickstart/apo/config.yaml --model runs/quickstart/apo/export \\
                                   --output test.json
   python -m megatron_apo report   runs/quickstart/apo
+  python -m megatron_apo report   --compare runs/quickstart/apo runs/mine --output comparison.html
   python -m megatron_apo plan     --model Qwen2.5-VL-7B --gpus 8 --memory 80
   torchrun --nproc-per-node 2 -m megatron_apo train --config runs/quickstart/apo/config.yaml \\
                                   --run.directory=runs/two --parallel.tensor=2
@@ -94,7 +95,14 @@ def _parser() -> argparse.ArgumentParser:
 
     add_arguments(command("plan", "say which layouts of a model fit some GPUs, and what each needs"))
     report = command("report", "write report.html of a run: one file that opens offline")
-    report.add_argument("directory", metavar="DIR", help="the run's directory")
+    report.add_argument("directory", metavar="DIR", nargs="?", help="the run's directory")
+    report.add_argument(
+        "--compare",
+        metavar="RUN",
+        nargs="+",
+        help="instead: these runs side by side, seeds together, the first's first",
+    )
+    report.add_argument("--output", metavar="FILE", help="the page (default: DIR/report.html; comparison.html)")
     return parser
 
 
@@ -226,12 +234,19 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> None:
 def _report(options: argparse.Namespace, overrides: list[str]) -> None:
     if overrides:
         raise ValueError(f"{overrides[0]}: report takes no settings; it reads the run's own config.yaml")
+    if bool(options.directory) == bool(options.compare):
+        raise ValueError("report: give either the directory of a run, or --compare and the directories of several")
+    if options.compare:
+        from megatron_apo.observability.comparison_page import write_comparison
+
+        print(write_comparison(options.compare, options.output or "comparison.html"))
+        return
     directory = Path(options.directory)
     if not directory.is_dir():
         raise ValueError(f"report {directory}: no such directory; give the run.directory of a run")
     from megatron_apo.observability.report import write_report
 
-    print(write_report(directory))
+    print(write_report(directory, output=options.output))
 
 
 _COMMANDS = {"train": _train, "sft": _sft, "evaluate": _evaluate, "plan": _plan, "report": _report}

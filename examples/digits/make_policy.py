@@ -136,14 +136,15 @@ def _tokenizer() -> Any:
     from tokenizers import AddedToken, Tokenizer, models, trainers
     from transformers import Qwen2TokenizerFast
 
-    from megatron_apo.data.tasks.digits import QUESTION, draw_pair
+    from megatron_apo.data.tasks.digits import draw_row, question_about
 
     untrained = Qwen2TokenizerFast()
     trainable = Tokenizer(models.BPE())
     trainable.normalizer = untrained.backend_tokenizer.normalizer
     trainable.pre_tokenizer = untrained.backend_tokenizer.pre_tokenizer
     roles = ["system\n", "user\n", "assistant\n", "\n"]
-    texts = roles + [SYSTEM_PROMPT, QUESTION] + [_bare(draw_pair("train", n, seed=0).demonstration) for n in range(100)]
+    texts = roles + [SYSTEM_PROMPT, question_about(2)]
+    texts += [_bare(draw_row("train", n, seed=0).demonstration) for n in range(100)]
     trainer = trainers.BpeTrainer(vocab_size=1024, initial_alphabet=_byte_alphabet(), show_progress=False)
     trainable.train_from_iterator(texts, trainer=trainer)
 

@@ -10,26 +10,23 @@ each seed needs a directory of its own; an interrupted stage goes on from its la
 from __future__ import annotations
 
 import argparse
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY))  # run as a script, only its own folder is there
+
+from examples.digits.stages import run_stage, say  # noqa: E402 - after the path
+
 HERE = REPOSITORY / "examples" / "digits"
 TRAIN_ROWS, VALIDATION_ROWS, TEST_ROWS = 32768, 512, 512  # rows seen again are memorised: few are
 DEMONSTRATION_ROWS = 384  # the warm start imitates these; the other rows are questions with answers only
 
 
-def say(text: str) -> None:
-    """A line between the stages."""
-    print(f"\n== {text}", file=sys.stderr, flush=True)
-
-
 def make_task_and_policy(directory: Path) -> None:
     """Writes the images and rows, and the policy's checkpoint, where they are not there yet."""
-    sys.path.insert(0, str(REPOSITORY))
     from examples.digits.make_policy import make_policy
     from megatron_apo.data.tasks.digits import write_digits_task
 
@@ -45,39 +42,17 @@ def make_task_and_policy(directory: Path) -> None:
         make_policy(directory / "policy", seed=0)
 
 
-def remove_unfinished(target: Path) -> None:
-    """Removes a run that was interrupted before its first checkpoint: nothing in it can be continued.
-
-    Raises ValueError, and removes nothing, when ``target`` is not the directory of a run.
-    """
-    if target.is_symlink() or not target.is_dir() or (any(target.iterdir()) and not (target / "config.yaml").is_file()):
-        raise ValueError(f"{target} was not written by a run; move it away, or give another --directory")
-    shutil.rmtree(target)
-
-
-def run_stage(command: str, directory: Path, run: str, seed: int, model: Path, settings: list[str]) -> None:
-    """Runs ``python -m megatron_apo <command>`` on the example's YAML file; goes on where an earlier one stopped."""
-    target = directory / run
-    if (target / "export" / "config.json").is_file() and (command == "sft" or (target / "report.html").is_file()):
-        say(f"{run}: already done, see {target}")
-        return
-    options = []
-    if any((target / "checkpoints").glob("step_*/loop_state.json")):
-        options.append("--resume")
-    elif target.exists():
-        remove_unfinished(target)
+def run(command: str, directory: Path, stage: str, seed: int, model: Path, settings: list[str]) -> None:
+    """Runs the stage on the example's YAML file of that name."""
     task = directory / "task"
-    overrides = {
-        "run.directory": target,
-        "run.seed": seed,
-        "model.path": model,
+    rows = {
         "data.train": task / ("demonstrations.jsonl" if command == "sft" else "train.jsonl"),
         "data.validation": task / "validation.jsonl",
         "data.test": task / "test.jsonl" if command == "train" else "",
     }
-    line = [sys.executable, "-m", "megatron_apo", command, "--config", str(HERE / f"{run}.yaml"), *options]
-    line += [f"--{key}={value}" for key, value in overrides.items() if str(value)]
-    subprocess.run([*line, *settings], cwd=REPOSITORY, check=True)
+    run_stage(
+        command, HERE / f"{stage}.yaml", directory / stage, {"run.seed": seed, "model.path": model, **rows}, settings
+    )
 
 
 def main() -> int:
@@ -95,9 +70,9 @@ def main() -> int:
     make_task_and_policy(directory)
     try:
         say("warm start: supervised training on demonstrations")
-        run_stage("sft", directory, "sft", 0, directory / "policy", [])
+        run("sft", directory, "sft", 0, directory / "policy", [])
         say("APO: vLLM draws, Megatron-Core learns")
-        run_stage("train", directory, "apo", options.seed, directory / "sft" / "export", settings)
+        run("train", directory, "apo", options.seed, directory / "sft" / "export", settings)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

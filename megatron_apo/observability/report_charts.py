@@ -16,7 +16,7 @@ MAX_POINTS = 400
 
 @dataclass(frozen=True)
 class Series:
-    """One line: (step, value) points in order of step; ``colour`` indexes the page's palette (1 to 6).
+    """One line: (step, value) points in order of step; ``colour`` indexes the page's palette (1 to 12).
 
     ``markers`` draws the points themselves, for values measured now and then; such a line is not smoothed.
     """
@@ -28,12 +28,18 @@ class Series:
 
 
 def line_chart(
-    title: str, series: Sequence[Series], *, note: str = "", low: float | None = None, high: float | None = None
+    title: str,
+    series: Sequence[Series],
+    *,
+    note: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    smoothed_alone: bool = False,
 ) -> str:
     """A titled figure of ``series`` over steps; empty string when there is no point to draw.
 
-    Each line is drawn as measured, pale, with its moving average on top. ``low`` and ``high`` are values that the
-    axis must include.
+    Each line is drawn as measured, pale, with its moving average on top, or ``smoothed_alone`` where many lines would
+    cover one another. ``low`` and ``high`` are values that the axis must include.
     """
     series = [_thin(one) for one in series if one.points]
     if not series:
@@ -51,7 +57,7 @@ def line_chart(
             ]
             continue
         smooth = moving_average(one.points)
-        if smooth != one.points:
+        if smooth != one.points and not smoothed_alone:
             marks.append(f'<path class="raw c{one.colour}" d="{plot.path(one.points)}"/>')
         marks.append(f'<path class="line c{one.colour}" d="{plot.path(smooth)}"/>')
     return _figure(title, note, plot, "".join(marks), series)

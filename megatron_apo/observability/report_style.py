@@ -5,10 +5,12 @@ from __future__ import annotations
 STYLE = """
 :root { color-scheme: light dark; --page:#f6f7f9; --card:#fff; --text:#16202c; --soft:#5d6b7c; --line:#e2e6ec;
   --good:#12805c; --bad:#c2410c; --warn:#8a6d00; --c1:#2563eb; --c2:#0d9488; --c3:#d97706; --c4:#9333ea; --c5:#dc2626;
-  --c6:#64748b; --tint:#eef3fb; }
+  --c6:#64748b; --c7:#be185d; --c8:#4d7c0f; --c9:#0369a1; --c10:#92400e; --c11:#111827; --c12:#0f766e;
+  --tint:#eef3fb; }
 @media (prefers-color-scheme: dark) { :root { --page:#0f141a; --card:#171e27; --text:#e6ebf2; --soft:#93a1b3;
   --line:#2a3441; --good:#34d399; --bad:#fb923c; --warn:#facc15; --c1:#60a5fa; --c2:#2dd4bf; --c3:#fbbf24;
-  --c4:#c084fc; --c5:#f87171; --c6:#94a3b8; --tint:#1b2635; } }
+  --c4:#c084fc; --c5:#f87171; --c6:#94a3b8; --c7:#f472b6; --c8:#a3e635; --c9:#38bdf8; --c10:#fdba74; --c11:#f9fafb;
+  --c12:#5eead4; --tint:#1b2635; } }
 * { box-sizing:border-box } html { -webkit-text-size-adjust:100% }
 body { margin:0; background:var(--page); color:var(--text);
   font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif }
@@ -44,6 +46,7 @@ svg { display:block; width:100%; height:auto; overflow:visible } .grid { stroke:
 .dot { fill:var(--c) } .area { fill:var(--c); opacity:.8 }
 .cursor { stroke:var(--soft); stroke-dasharray:3 3; fill:none }
 .c1{--c:var(--c1)} .c2{--c:var(--c2)} .c3{--c:var(--c3)} .c4{--c:var(--c4)} .c5{--c:var(--c5)} .c6{--c:var(--c6)}
+.c7{--c:var(--c7)} .c8{--c:var(--c8)} .c9{--c:var(--c9)} .c10{--c:var(--c10)} .c11{--c:var(--c11)} .c12{--c:var(--c12)}
 .tip { position:absolute; top:44px; right:18px; background:var(--card); border:1px solid var(--line); border-radius:8px;
   padding:6px 10px; font-size:12.5px; font-variant-numeric:tabular-nums; pointer-events:none;
   box-shadow:0 4px 14px #0002 }

@@ -1,9 +1,10 @@
-"""Sums of two handwritten digits: a task of real scans that fits a laptop.
+"""Sums of handwritten digits: a task of real scans that fits a laptop.
 
-Every row shows two of scikit-learn's 1,797 scans of handwritten digits (8 x 8 pixels; E. Alpaydin and C. Kaynak,
-Optical Recognition of Handwritten Digits, UCI, CC BY 4.0; they come with scikit-learn, nothing is downloaded) at
-random places of one image, and asks for their sum. The scans are split once into disjoint training, validation and
-test scans, so a held-out row shows handwriting that no training row has shown.
+Every row shows two to five of scikit-learn's 1,797 scans of handwritten digits (8 x 8 pixels; E. Alpaydin and
+C. Kaynak, Optical Recognition of Handwritten Digits, UCI, CC BY 4.0; they come with scikit-learn, nothing is
+downloaded) at random places of one image, and asks for their sum. More than two are added step by step, so that
+difficulty and length of the answer grow with their number. The scans are split once into disjoint training, validation
+and test scans, so a held-out row shows handwriting that no training row has shown.
 
 Everything is a function of the seed: the same arguments write the same bytes.
 """
@@ -17,6 +18,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +26,33 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-QUESTION = "What is the sum of the two digits?"
+WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
 SPLITS = ("train", "validation", "test")
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 IMAGE_HEIGHT = 28  # pixels; multiples of 28 keep their size in Qwen2.5-VL (patches of 14, merged 2 x 2)
-IMAGE_WIDTH = 56
+WIDTH_OF_DIGIT = 28  # of the image, per digit
 DIGIT_SIZE = 24  # pixels a scan's 8 x 8 are enlarged to
 PAPER, INK = 118, 255  # grey levels; the processor maps 118 to about zero, so that empty paper is silent
+STRAY_LEFT, STRAY_RIGHT = 4, 8  # pixels, most that a digit's box begins left or right of its part of the image
 HELD_OUT_SHARE = 0.1  # of the scans of each class, for validation and again for test
 SCAN_SIZE = 8
 SCAN_MAXIMUM = 16  # ink values run from 0 to 16
 
 
 @dataclass(frozen=True)
-class DigitPair:
-    """What one row shows: two scans (indices into scikit-learn's set), their digits and top left corners (x, y)."""
+class DigitRow:
+    """What one row shows, from left to right: scans (indices into scikit-learn's set), their digits and top left
+    corners (x, y)."""
 
     id: str
-    scans: tuple[int, int]
-    digits: tuple[int, int]
-    corners: tuple[tuple[int, int], tuple[int, int]]
+    scans: tuple[int, ...]
+    digits: tuple[int, ...]
+    corners: tuple[tuple[int, int], ...]
+
+    @property
+    def question(self) -> str:
+        return question_about(len(self.digits))
 
     @property
     def answer(self) -> str:
@@ -52,9 +60,21 @@ class DigitPair:
 
     @property
     def demonstration(self) -> str:
-        """The response to imitate: the digits from left to right, their sum, the answer."""
-        left, right = self.digits
-        return f"<think>{left}+{right}={self.answer}</think><answer>{self.answer}</answer>"
+        """The response to imitate: the digits added from left to right, one by one, then the answer."""
+        sums = list(accumulate(self.digits))
+        steps = [f"{total}+{digit}={total + digit}" for total, digit in zip(sums, self.digits[1:], strict=False)]
+        return f"<think>{', '.join(steps)}</think><answer>{self.answer}</answer>"
+
+    @property
+    def category(self) -> str:
+        if len(self.digits) > 2:
+            return f"{WORDS[len(self.digits)]} digits"
+        return "one-digit sum" if len(self.answer) == 1 else "two-digit sum"
+
+
+def question_about(digits: int) -> str:
+    """What a row of so many digits asks."""
+    return f"What is the sum of the {WORDS[digits]} digits?"
 
 
 @cache
@@ -82,26 +102,41 @@ def split_scans(seed: int) -> dict[str, tuple[int, ...]]:
     return {name: tuple(sorted(indices)) for name, indices in splits.items()}
 
 
-def draw_pair(split: str, number: int, *, seed: int) -> DigitPair:
-    """Row ``number`` of a split, independent of every other row: which scans, and where.
+def draw_row(split: str, number: int, *, seed: int, digits: tuple[int, int] = (2, 2)) -> DigitRow:
+    """Row ``number`` of a split, independent of every other row: how many digits, which scans, and where.
 
-    Both digits are drawn uniformly, then a scan of each; the left one's box ends before the right one's begins.
+    ``digits`` is the fewest and the most; every count between them is as likely. Each digit is drawn uniformly, then a
+    scan of it; its box begins after the one before it ends.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: must be one of {', '.join(SPLITS)}")
+    fewest, most = _checked(digits)
     _, labels = _scans()
     by_digit = _scans_by_digit(split, seed)
     generator = random.Random(f"digits row {seed} {split} {number}")
-    scans = tuple(generator.choice(by_digit[generator.randrange(10)]) for _ in range(2))
-    left_x = generator.randint(0, IMAGE_WIDTH - 2 * DIGIT_SIZE)
-    right_x = generator.randint(left_x + DIGIT_SIZE, IMAGE_WIDTH - DIGIT_SIZE)
-    left_y, right_y = (generator.randint(0, IMAGE_HEIGHT - DIGIT_SIZE) for _ in range(2))
-    return DigitPair(
+    count = fewest if fewest == most else generator.randint(fewest, most)
+    scans = tuple(generator.choice(by_digit[generator.randrange(10)]) for _ in range(count))
+    lefts: list[int] = []
+    for place in range(count):
+        home = place * WIDTH_OF_DIGIT
+        first = max(lefts[-1] + DIGIT_SIZE if lefts else 0, home - STRAY_LEFT)
+        last = min(count * WIDTH_OF_DIGIT - (count - place) * DIGIT_SIZE, home + STRAY_RIGHT)
+        lefts.append(generator.randint(first, last))
+    return DigitRow(
         id=f"{split}-{number:05d}",
-        scans=(scans[0], scans[1]),
-        digits=(labels[scans[0]], labels[scans[1]]),
-        corners=((left_x, left_y), (right_x, right_y)),
+        scans=scans,
+        digits=tuple(labels[scan] for scan in scans),
+        corners=tuple((left, generator.randint(0, IMAGE_HEIGHT - DIGIT_SIZE)) for left in lefts),
     )
+
+
+def _checked(digits: tuple[int, int]) -> tuple[int, int]:
+    fewest, most = digits
+    if not min(WORDS) <= fewest <= most <= max(WORDS):
+        raise ValueError(
+            f"digits={tuple(digits)}: must be the fewest and the most of a row, from {min(WORDS)} to {max(WORDS)}"
+        )
+    return fewest, most
 
 
 @cache
@@ -111,32 +146,32 @@ def _scans_by_digit(split: str, seed: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(index for index in indices if labels[index] == digit) for digit in range(10))
 
 
-def render(pair: DigitPair) -> Image.Image:
+def render(row: DigitRow) -> Image.Image:
     """The row's image: 8-bit grey, white ink on grey paper."""
     ink, _ = _scans()
-    canvas = Image.new("L", (IMAGE_WIDTH, IMAGE_HEIGHT), color=PAPER)
-    for scan, corner in zip(pair.scans, pair.corners, strict=True):
+    canvas = Image.new("L", (len(row.scans) * WIDTH_OF_DIGIT, IMAGE_HEIGHT), color=PAPER)
+    for scan, corner in zip(row.scans, row.corners, strict=True):
         levels = np.rint(PAPER + ink[scan] * ((INK - PAPER) / 255)).astype(np.uint8)
         digit = Image.fromarray(levels).resize((DIGIT_SIZE, DIGIT_SIZE), Image.Resampling.BILINEAR)
         canvas.paste(digit, corner)
     return canvas
 
 
-def make_row(pair: DigitPair) -> dict[str, Any]:
+def as_json(row: DigitRow) -> dict[str, Any]:
     """The row as it stands in the JSON-lines file; the image path is relative to that file's directory."""
     return {
-        "id": pair.id,
-        "images": [f"images/{pair.id}.png"],
-        "question": QUESTION,
-        "answer": pair.answer,
-        "demonstration": pair.demonstration,
-        "category": "one-digit sum" if len(pair.answer) == 1 else "two-digit sum",
+        "id": row.id,
+        "images": [f"images/{row.id}.png"],
+        "question": row.question,
+        "answer": row.answer,
+        "demonstration": row.demonstration,
+        "category": row.category,
     }
 
 
-def iterate_pairs(split: str, rows: int, *, seed: int) -> Iterator[DigitPair]:
+def iterate_rows(split: str, rows: int, *, seed: int, digits: tuple[int, int] = (2, 2)) -> Iterator[DigitRow]:
     """Rows 0 to ``rows`` - 1 of a split, made one by one."""
-    return (draw_pair(split, number, seed=seed) for number in range(rows))
+    return (draw_row(split, number, seed=seed, digits=digits) for number in range(rows))
 
 
 def write_digits_task(
@@ -147,11 +182,13 @@ def write_digits_task(
     test_rows: int,
     seed: int,
     demonstration_rows: int = 0,
+    digits: tuple[int, int] = (2, 2),
 ) -> Path:
     """Writes ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``, ``images/*.png`` and ``task.json``.
 
     ``demonstration_rows`` above 0 also writes ``demonstrations.jsonl``, the first so many training rows: what a warm
-    start imitates, while reinforcement learning goes on with all of ``train.jsonl``. The same
+    start imitates, while reinforcement learning goes on with all of ``train.jsonl``. ``digits``: the fewest and the
+    most of a row, as in `draw_row`. The same
     task already there is left as it is. Raises ValueError for a row count that cannot be, and for a directory that
     holds anything else, which is not touched.
     """
@@ -165,7 +202,7 @@ def write_digits_task(
             f"demonstration_rows={demonstration_rows}: must be from 0 to train_rows={train_rows}, for they are "
             "training rows"
         )
-    settings = _settings(rows, demonstration_rows, seed)
+    settings = _settings(rows, demonstration_rows, seed, _checked(digits))
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         _check_same_task(directory, settings)
         return directory
@@ -176,12 +213,12 @@ def write_digits_task(
     (building / "images").mkdir(parents=True)
     for split, count in rows.items():
         lines = []
-        pairs = iterate_pairs(split, count, seed=seed)
-        for pair in tqdm(pairs, total=count, desc=f"drawing {split}", unit="image", delay=2, leave=False, disable=None):
-            row = make_row(pair)
+        drawn = iterate_rows(split, count, seed=seed, digits=digits)
+        for row in tqdm(drawn, total=count, desc=f"drawing {split}", unit="image", delay=2, leave=False, disable=None):
+            written = as_json(row)
             # Stored, not compressed: the file's bytes do not depend on the machine's zlib.
-            render(pair).save(building / row["images"][0], compress_level=0)
-            lines.append(json.dumps(row))
+            render(row).save(building / written["images"][0], compress_level=0)
+            lines.append(json.dumps(written))
         _write_lines(building / f"{split}.jsonl", lines)
         if split == "train" and demonstration_rows:
             _write_lines(building / "demonstrations.jsonl", lines[:demonstration_rows])
@@ -197,14 +234,15 @@ def _write_lines(path: Path, lines: list[str]) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _settings(rows: dict[str, int], demonstration_rows: int, seed: int) -> dict[str, Any]:
+def _settings(rows: dict[str, int], demonstration_rows: int, seed: int, digits: tuple[int, int]) -> dict[str, Any]:
     return {
         "task": "digits",
         "format_version": FORMAT_VERSION,
         "seed": seed,
         "rows": rows,
         "demonstration_rows": demonstration_rows,
-        "image": [IMAGE_HEIGHT, IMAGE_WIDTH],
+        "digits": list(digits),
+        "image": [IMAGE_HEIGHT, WIDTH_OF_DIGIT],
         "digit": DIGIT_SIZE,
         "paper": PAPER,
         "ink": INK,

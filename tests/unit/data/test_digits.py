@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ from PIL import Image
 from megatron_apo.data.tasks import digits
 
 
-def write(directory: Path, **changes: int) -> Path:
-    arguments = {"train_rows": 6, "validation_rows": 2, "test_rows": 3, "seed": 5, **changes}
+def write(directory: Path, **changes: Any) -> Path:
+    arguments: dict[str, Any] = {"train_rows": 6, "validation_rows": 2, "test_rows": 3, "seed": 5, **changes}
     return digits.write_digits_task(directory, **arguments)
 
 
@@ -45,35 +47,47 @@ def test_another_seed_splits_differently() -> None:
 @pytest.mark.parametrize("split", digits.SPLITS)
 def test_rows_use_scans_of_their_split_and_digits_do_not_overlap(split: str) -> None:
     allowed = set(digits.split_scans(7)[split])
-    corners = set()
-    for pair in digits.iterate_pairs(split, 200, seed=7):
-        assert set(pair.scans) <= allowed
-        (left_x, left_y), (right_x, right_y) = pair.corners
-        assert (
-            left_x >= 0 and right_x >= left_x + digits.DIGIT_SIZE and right_x + digits.DIGIT_SIZE <= digits.IMAGE_WIDTH
-        )
-        assert min(left_y, right_y) >= 0 and max(left_y, right_y) + digits.DIGIT_SIZE <= digits.IMAGE_HEIGHT
-        corners.add(pair.corners)
-    assert len(corners) > 50  # the placement is random
+    corners, counts = set(), Counter()
+    for row in digits.iterate_rows(split, 200, seed=7, digits=(2, 5)):
+        assert set(row.scans) <= allowed
+        ends = [(0, 0), *((x + digits.DIGIT_SIZE, y + digits.DIGIT_SIZE) for x, y in row.corners)]
+        for (end, _), (left, top) in zip(ends[:-1], row.corners, strict=True):
+            assert left >= end and top >= 0
+        assert ends[-1][0] <= digits.WIDTH_OF_DIGIT * len(row.scans)
+        assert max(bottom for _, bottom in ends) <= digits.IMAGE_HEIGHT
+        corners.add(row.corners)
+        counts[len(row.scans)] += 1
+    assert len(corners) > 100  # the placement is random
+    assert set(counts) == {2, 3, 4, 5} and min(counts.values()) > 30
 
 
 def test_answer_and_demonstration_by_hand() -> None:
-    pair = digits.DigitPair(id="x", scans=(0, 1), digits=(5, 8), corners=((0, 0), (28, 0)))
-    assert pair.answer == "13"
-    assert pair.demonstration == "<think>5+8=13</think><answer>13</answer>"
-    assert digits.make_row(pair)["category"] == "two-digit sum"
+    row = digits.DigitRow(id="x", scans=(0, 1), digits=(5, 8), corners=((0, 0), (28, 0)))
+    assert row.answer == "13" and row.question == "What is the sum of the two digits?"
+    assert row.demonstration == "<think>5+8=13</think><answer>13</answer>"
+    assert digits.as_json(row)["category"] == "two-digit sum"
 
 
-def test_digits_are_those_of_the_scans_and_drawn_where_the_row_says() -> None:
+def test_more_digits_are_added_step_by_step() -> None:
+    corners = ((0, 0), (28, 0), (56, 0), (84, 0))
+    row = digits.DigitRow(id="x", scans=(0, 1, 2, 3), digits=(3, 5, 2, 0), corners=corners)
+    assert row.question == "What is the sum of the four digits?"
+    assert row.demonstration == "<think>3+5=8, 8+2=10, 10+0=10</think><answer>10</answer>"
+    assert digits.as_json(row)["category"] == "four digits"
+
+
+@pytest.mark.parametrize("count", [(2, 2), (3, 5), (5, 5)])
+def test_digits_are_those_of_the_scans_and_drawn_where_the_row_says(count: tuple[int, int]) -> None:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    pair = digits.draw_pair("train", 11, seed=2)
-    assert pair.digits == tuple(bunch.target[list(pair.scans)])
-    image = np.asarray(digits.render(pair)).astype(int)
-    assert image.shape == (digits.IMAGE_HEIGHT, digits.IMAGE_WIDTH)
+    row = digits.draw_row("train", 11, seed=2, digits=count)
+    assert count[0] <= len(row.digits) <= count[1]
+    assert row.digits == tuple(bunch.target[list(row.scans)])
+    image = np.asarray(digits.render(row)).astype(int)
+    assert image.shape == (digits.IMAGE_HEIGHT, digits.WIDTH_OF_DIGIT * len(row.digits))
     inside = np.zeros_like(image, dtype=bool)
-    for scan, (x, y) in zip(pair.scans, pair.corners, strict=True):
+    for scan, (x, y) in zip(row.scans, row.corners, strict=True):
         inside[y : y + digits.DIGIT_SIZE, x : x + digits.DIGIT_SIZE] = True
         # The mean grey of an enlarged scan is that of the scan: paper + ink share * (ink - paper), edges aside.
         box = image[y : y + digits.DIGIT_SIZE, x : x + digits.DIGIT_SIZE]
@@ -83,7 +97,7 @@ def test_digits_are_those_of_the_scans_and_drawn_where_the_row_says() -> None:
 
 
 def test_rows_are_independent_of_how_many_are_made() -> None:
-    assert list(digits.iterate_pairs("test", 5, seed=1))[4] == digits.draw_pair("test", 4, seed=1)
+    assert list(digits.iterate_rows("test", 5, seed=1))[4] == digits.draw_row("test", 4, seed=1)
 
 
 def test_files_hold_what_a_reader_needs(tmp_path: Path) -> None:
@@ -93,9 +107,9 @@ def test_files_hold_what_a_reader_needs(tmp_path: Path) -> None:
         assert len(rows) == count
         for number, row in enumerate(rows):
             assert set(row) == {"id", "images", "question", "answer", "demonstration", "category"}
-            assert row["answer"] == digits.draw_pair(split, number, seed=5).answer
+            assert row["answer"] == digits.draw_row(split, number, seed=5).answer
             with Image.open(directory / row["images"][0]) as image:
-                assert image.size == (digits.IMAGE_WIDTH, digits.IMAGE_HEIGHT)
+                assert image.size == (2 * digits.WIDTH_OF_DIGIT, digits.IMAGE_HEIGHT)
 
 
 def test_demonstrations_are_the_first_training_rows(tmp_path: Path) -> None:
@@ -146,4 +160,11 @@ def test_rows_below_one_and_unknown_splits_are_refused(tmp_path: Path) -> None:
         write(tmp_path / "task", test_rows=0)
     assert not (tmp_path / "task").exists()
     with pytest.raises(ValueError, match="split='dev'"):
-        digits.draw_pair("dev", 0, seed=0)
+        digits.draw_row("dev", 0, seed=0)
+
+
+@pytest.mark.parametrize("count", [(1, 2), (3, 2), (2, 6)])
+def test_impossible_numbers_of_digits_are_refused(tmp_path: Path, count: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=r"digits=.* from 2 to 5"):
+        write(tmp_path / "task", digits=count)
+    assert not (tmp_path / "task").exists()

@@ -75,9 +75,9 @@ def test_image_keeps_its_size_and_the_model_sees_it(processor: Any, model: Any) 
     text = render_chat(processor, [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q?"}]}])
     logits = []
     for number in (0, 1):
-        image: Image.Image = digits.render(digits.draw_pair("train", number, seed=0)).convert("RGB")
+        image: Image.Image = digits.render(digits.draw_row("train", number, seed=0)).convert("RGB")
         inputs = processor(text=[text], images=[image], return_tensors="pt")
-        rows, columns = digits.IMAGE_HEIGHT // 14, digits.IMAGE_WIDTH // 14
+        rows, columns = digits.IMAGE_HEIGHT // 14, 2 * digits.WIDTH_OF_DIGIT // 14
         assert inputs["image_grid_thw"].tolist() == [[1, rows, columns]]
         assert (inputs["input_ids"] == model.config.image_token_id).sum() == rows * columns // 4
         with torch.no_grad():
@@ -88,7 +88,7 @@ def test_image_keeps_its_size_and_the_model_sees_it(processor: Any, model: Any) 
 def test_both_kinds_of_vision_attention_occur(model: Any) -> None:
     vision = model.config.vision_config
     assert set(vision.fullatt_block_indexes) < set(range(vision.depth)) and vision.fullatt_block_indexes
-    assert vision.window_size < digits.IMAGE_WIDTH  # a window is less than an image
+    assert vision.window_size < 2 * digits.WIDTH_OF_DIGIT  # a window is less than an image
 
 
 def test_same_seed_same_weights_and_the_callers_generator_is_untouched(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.digits import quickstart
+from examples.digits import quickstart, stages
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         with (tmp_path / "commands.txt").open("a") as file:
             file.write(" ".join(line) + "\n")
 
-    monkeypatch.setattr(quickstart.subprocess, "run", note)
+    monkeypatch.setattr(stages.subprocess, "run", note)
     monkeypatch.setattr(quickstart, "make_task_and_policy", lambda directory: None)
     monkeypatch.setattr(sys, "argv", ["quickstart.py", "--directory", str(tmp_path)])
     return tmp_path / "sft"

@@ -1,0 +1,117 @@
+"""Presets side by side: each from the same warm start, with several seeds, on two to five digits added step by step.
+
+    python examples/digit_steps/compare_presets.py [--directory runs/digit_steps] [--presets apo grpo ...] [--seeds 3]
+
+The rows show two to five handwritten digits; the answer adds them one by one, so difficulty and length vary from row to
+row. Leaves a page, comparison.html. Finished runs are not done again, so more presets or seeds can be added to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY))  # run as a script, only its own folder is there
+
+from examples.digits.stages import run_stage, say  # noqa: E402 - after the path
+
+HERE = REPOSITORY / "examples" / "digit_steps"
+TRAIN_ROWS, VALIDATION_ROWS, TEST_ROWS = 16384, 512, 1024
+DEMONSTRATION_ROWS = 1024  # the warm start imitates these; the other rows are questions with answers only
+DIGITS = (2, 5)
+# The first is what the others are compared with. What a preset says of its own is in megatron_apo/objective/presets.py;
+# here is what so short a task needs besides, chosen on validation rows (docs/presets_compared.md).
+PRESETS: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    "apo": {},
+    "apo_dads_only": {},
+    "apo_stcr_only": {},
+    "grpo_d": {},
+    "dr_grpo": {},
+    "dapo": {},
+    "rloo": {},
+    "gspo": {},
+    "view_r1_exact": {},
+}
+
+
+def make_task_and_policy(directory: Path) -> None:
+    """Writes the images and rows, and the policy's checkpoint, where they are not there yet."""
+    from examples.digits.make_policy import make_policy
+    from megatron_apo.data.tasks.digits import write_digits_task
+
+    write_digits_task(
+        directory / "task",
+        train_rows=TRAIN_ROWS,
+        validation_rows=VALIDATION_ROWS,
+        test_rows=TEST_ROWS,
+        demonstration_rows=DEMONSTRATION_ROWS,
+        digits=DIGITS,
+        seed=0,
+    )
+    if not (directory / "policy" / "config.json").is_file():
+        make_policy(directory / "policy", seed=0)
+
+
+def warm_start(directory: Path) -> Path:
+    """The checkpoint that every run starts from."""
+    task = directory / "task"
+    rows = {"data.train": task / "demonstrations.jsonl", "data.validation": task / "validation.jsonl"}
+    settings = {"run.seed": 0, "model.path": directory / "policy", **rows}
+    run_stage("sft", HERE / "sft.yaml", directory / "sft", settings)
+    return directory / "sft" / "export"
+
+
+def train(directory: Path, model: Path, preset: str, seed: int, more: list[str]) -> Path:
+    """One run of a preset; its directory."""
+    target, task = directory / f"{preset}-{seed}", directory / "task"
+    rows = {f"data.{name}": task / f"{name}.jsonl" for name in ("train", "validation", "test")}
+    settings = {"run.seed": seed, "model.path": model, "objective.name": preset, **rows, **PRESETS[preset]}
+    run_stage("train", HERE / "train.yaml", target, settings, more)
+    return target
+
+
+def main() -> int:
+    """Runs what is not done yet and writes the page; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", type=Path, default=REPOSITORY / "runs" / "digit_steps", help="where it all goes")
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS), help="(default: all)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="of each preset (default: %(default)s)")
+    options, more = parser.parse_known_args()
+    unknown = [word for word in more if not (word.startswith("--") and "." in word)]
+    if unknown:
+        parser.error(f"unknown arguments {unknown}; settings of every run are written --section.key=value")
+    if options.seeds < 1:
+        parser.error(f"--seeds {options.seeds}: at least 1")
+    directory = options.directory.resolve()
+    started = time.monotonic()
+    try:
+        say(f"task and policy in {directory}")
+        make_task_and_policy(directory)
+        say("warm start: supervised training on demonstrations")
+        model = warm_start(directory)
+        runs = []
+        for seed in range(options.seeds):  # seed by seed: what is there early is comparable
+            for preset in options.presets:
+                say(f"{preset}, seed {seed}")
+                runs.append(train(directory, model, preset, seed, more))
+        from megatron_apo.observability.comparison_page import write_comparison
+
+        page = write_comparison(runs, directory / "comparison.html") if len(runs) > 1 else None
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:
+        print(f"error: {' '.join(map(str, error.cmd[:4]))} ended with status {error.returncode}", file=sys.stderr)
+        return error.returncode
+    say(f"done in {time.monotonic() - started:.0f} s" + (f"; open {page}" if page else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
