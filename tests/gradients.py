@@ -17,6 +17,11 @@ def largest(values: Iterable[float]) -> float:
     return max(values, key=lambda value: math.inf if math.isnan(value) else value)
 
 
+def relative(distance: float, scale: float) -> float:
+    """``distance`` / ``scale``; of a scale of 0 (every token clipped, no KL: no gradient at all) 0 or infinity."""
+    return distance / scale if scale else math.inf if distance else 0.0
+
+
 def largest_error(
     found: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor], *, total: float | None = None
 ) -> tuple[float, str]:
@@ -28,7 +33,7 @@ def largest_error(
     if total is None:
         total = float(torch.stack([gradient.double().norm() for gradient in reference.values()]).norm())
     errors = {
-        name: float((found[name].double() - g.double()).norm() / max(float(g.double().norm()), 1e-3 * total))
+        name: relative(float((found[name].double() - g.double()).norm()), max(float(g.double().norm()), 1e-3 * total))
         for name, g in reference.items()
     }
     worst = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])

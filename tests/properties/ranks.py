@@ -32,7 +32,7 @@ from model_providers.qwen_vl.loading import global_parameters, model_rows
 from model_providers.qwen_vl.mrope import mrope_position_ids
 from model_providers.qwen_vl.shape import read_shape
 from model_providers.qwen_vl.weight_map import published_name
-from tests.gradients import BOUND, largest, largest_error
+from tests.gradients import BOUND, largest, largest_error, relative
 from tests.properties.draws import END, IMAGE, START, TEXT_TOKENS, VIDEO, Draw, draw_case
 from tests.unit.model_providers.reference import randomise, transformers_logits_of, transformers_model
 from tests.unit.training.jobs import job_config
@@ -283,7 +283,7 @@ def compare_copies(parts: Path) -> float:
             copies.setdefault(name, []).append(torch.tensor(fingerprint, dtype=torch.float64))
     total = math.sqrt(sum(float(found[0][0]) ** 2 for found in copies.values()))
     return largest(
-        float((other - found[0]).abs().max()) / max(float(found[0][0]), 1e-3 * total)
+        relative(float((other - found[0]).abs().max()), max(float(found[0][0]), 1e-3 * total))
         for found in copies.values()
         for other in found
     )
