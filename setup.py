@@ -8,7 +8,7 @@ setup(
     description="Reinforcement learning of Qwen2.5-VL with APO on Megatron-Core, rollouts from a weight-synced vLLM",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["megatron_apo", "megatron_apo.*", "model_providers", "model_providers.*"]),
-    entry_points={"console_scripts": ["megatron-apo = megatron_apo.cli:main"]},
+    entry_points={"console_scripts": ["megatron-apo = megatron_apo.__main__:run"]},
     install_requires=[
         "megatron-core==0.16.1",
         "math-verify==0.9.0",

@@ -8,6 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron_apo.comparison.command import main  # noqa: E402
+from megatron_apo.platform.program import run  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -20,6 +20,7 @@ from megatron_apo.records import FinishReason, Prompt, PromptImage, Rollout
 from megatron_apo.rollout.engine import EngineSettings, SamplingSettings, WeightReceipt
 from megatron_apo.rollout.requests import check_prompt_ids, check_request, prompt_seed
 from megatron_apo.rollout.vllm.environment import (
+    default_process_group,
     prepare_environment,
     process_group_kept,
     process_kept,
@@ -50,11 +51,13 @@ class VllmEngine:
         architectures = _architectures(settings.model)
         prepare_environment()
         register_missing_operators()
+        guest = default_process_group() is not None
         with process_kept(), uncompiled():
             from vllm import LLM
 
             _inspect_models_here(architectures)
             self._llm = LLM(**_engine_arguments(settings), **self._more_arguments())
+        self._own_group = None if guest else default_process_group()
 
     @property
     def weight_version(self) -> int:
@@ -112,7 +115,8 @@ class VllmEngine:
         if self._llm is None:
             return
         llm, self._llm = self._llm, None
-        with process_kept(), process_group_kept():
+        own, self._own_group = self._own_group, None
+        with process_kept(), process_group_kept(own):
             llm.llm_engine.engine_core.shutdown()
 
     def _more_arguments(self) -> dict[str, Any]:

@@ -115,13 +115,23 @@ def process_kept() -> Iterator[None]:
             os.environ.update(environment)
 
 
+def default_process_group() -> torch.distributed.ProcessGroup | None:
+    """The default process group, None where there is none."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.group.WORLD
+    return None
+
+
 @contextmanager
-def process_group_kept() -> Iterator[None]:
-    """Keeps an initialised default process group from being destroyed inside the block."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+def process_group_kept(own: torch.distributed.ProcessGroup | None) -> Iterator[None]:
+    """Keeps the default process group from being destroyed inside the block, unless it is the engine's ``own``.
+
+    An own one must go: the threads of a group that nobody destroys are still running when the interpreter is torn down.
+    """
+    default = default_process_group()
+    if default is None or default is own:
         yield
         return
-    default = torch.distributed.group.WORLD
     destroy = torch.distributed.destroy_process_group
 
     def destroy_others(group: torch.distributed.ProcessGroup | None = None) -> None:
