@@ -129,7 +129,7 @@ def test_memory_of_a_rank(larger: Path, tmp_path: Path, tensor: int) -> None:
     Weights that are held twice, or whole by each tensor rank, are beyond both bounds.
     """
     arguments = {"source": str(larger)}
-    run_cases([Case(name, tensor, str(tmp_path), arguments) for name in (LOADING, CONVERTING)], timeout=60)
+    run_cases([Case(name, tensor, str(tmp_path), arguments) for name in (LOADING, CONVERTING)])
     whole = (larger / "model.safetensors").stat().st_size
     largest = 20000 * 1024 * 2
     for rank in range(tensor):
