@@ -71,13 +71,15 @@ def begin(target: Path) -> Path:
     partial = aside(target)
     if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
         raise ValueError(
-            f"{partial}: {target.name} is to be written there, but it exists and is not a directory; remove it, or give "
-            "another name"
+            f"{partial}: {target.name} is to be written there first, but it exists and is not a directory; remove it, "
+            "or give another name"
         )
     if partial.exists():
         left = _lock(partial, target)
-        shutil.rmtree(partial, ignore_errors=True)
-        os.close(left)
+        try:
+            shutil.rmtree(partial)
+        finally:
+            os.close(left)
     partial.mkdir(parents=True)
     _held[partial] = _lock(partial, target)
     return partial
