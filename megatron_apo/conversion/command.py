@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -127,8 +128,8 @@ def _run(options: argparse.Namespace) -> int:
             force=options.force,
         )
     else:
-        if not options.shard_size > 0:
-            raise ValueError(f"--shard-size {options.shard_size}: must be above 0 GB")
+        if not 0 < options.shard_size < math.inf:
+            raise ValueError(f"--shard-size {options.shard_size}: must be above 0 GB, and finite")
         convert.megatron_to_hf(
             options.source,
             options.target,

@@ -111,10 +111,12 @@ def job(config: Config) -> Iterator[Groups]:
 
 
 @contextmanager
-def progress_bar(groups: Groups, total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes on the controller's terminal."""
-    hidden = not groups.is_controller or not sys.stderr.isatty()
-    with tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=hidden) as bar:
+def progress_bar(
+    total: int, what: str, *, groups: Groups | None = None, unit: str = "B"
+) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal, of the controller where ``groups`` are given."""
+    hidden = (groups is not None and not groups.is_controller) or not sys.stderr.isatty()
+    with tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "B", disable=hidden) as bar:
         yield bar.update
 
 
@@ -143,7 +145,7 @@ def hf_to_megatron(
                     copied = new_directory.prepare(target, needed) / megatron_files.HUGGINGFACE
                     copied.mkdir()
                     copy_other_files(source, copied)
-            with progress_bar(groups, needed, target.name) as progress:
+            with progress_bar(needed, target.name, groups=groups) as progress:
                 save_weights(model, reader, groups, new_directory.aside(target), progress)
             with phase(groups, "finish conversion"):
                 if groups.is_controller:
@@ -177,7 +179,10 @@ def megatron_to_hf(
                 if groups.is_controller:
                     new_directory.prepare(target, needed)
                     copy_other_files(files, new_directory.aside(target))
-            with phase(groups, "write weights"), progress_bar(groups, needed, target.name) as progress:
+            with (
+                phase(groups, "write weights"),
+                progress_bar(needed, target.name, groups=groups) as progress,
+            ):
                 _write_shards(tensors, groups, new_directory.aside(target), dtype, shard_bytes, progress)
             with phase(groups, "finish conversion"):
                 if groups.is_controller:

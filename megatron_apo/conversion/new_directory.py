@@ -1,12 +1,20 @@
-"""Directories that exist whole or not at all: written under another name, synced to disk, renamed."""
+"""Directories that exist whole or not at all: written under another name, synced to disk, renamed.
+
+Who writes one holds a lock on it, which ends with the process, however that ends: two that write the same target at the
+same time would rename a mixture of both.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 SPARE_BYTES = 64 * 1024**2  # for configuration, indices, metadata beside the weights
+
+_held: dict[Path, int] = {}  # locked directories of this process, by the path that they are written under
 
 
 def aside(target: Path) -> Path:
@@ -20,8 +28,11 @@ def _old(target: Path) -> Path:
 
 def check_target(target: Path, sources: tuple[Path, ...], *, force: bool) -> None:
     """ValueError when ``target`` would be overwritten without ``force``, or would touch one of ``sources``."""
+    if target.name in ("", ".."):
+        raise ValueError(f"{target}: name the directory to write, as its parent knows it")
     if not target.exists() and _old(target).exists():  # killed while it was being replaced
-        os.replace(_old(target), target)
+        with suppress(FileNotFoundError):  # another rank of this job was faster
+            os.replace(_old(target), target)
     resolved = target.resolve()
     for source in (source.resolve() for source in sources):
         if resolved == source or resolved in source.parents or source in resolved.parents:
@@ -35,6 +46,8 @@ def check_target(target: Path, sources: tuple[Path, ...], *, force: bool) -> Non
 def check_space(target: Path, needed: int) -> None:
     """ValueError when the disk of ``target`` has less than ``needed`` bytes (and a little) free."""
     existing = next(parent for parent in target.absolute().parents if parent.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{target}: {existing} is not a directory; give another name")
     free = shutil.disk_usage(existing).free
     if free < needed + SPARE_BYTES:
         raise ValueError(
@@ -51,16 +64,48 @@ def prepare(target: Path, needed: int) -> Path:
 
 
 def begin(target: Path) -> Path:
-    """An empty directory beside ``target``; what an interrupted attempt left there is removed."""
+    """An empty directory beside ``target``; what an interrupted attempt left there is removed.
+
+    ValueError when another process is writing it, or something else has its name.
+    """
     partial = aside(target)
-    shutil.rmtree(partial, ignore_errors=True)
+    if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
+        raise ValueError(
+            f"{partial}: {target.name} is to be written there first, but it exists and is not a directory; remove it, "
+            "or give another name"
+        )
+    if partial.exists():
+        left = _lock(partial, target)
+        try:
+            shutil.rmtree(partial)
+        finally:
+            os.close(left)
     partial.mkdir(parents=True)
+    _held[partial] = _lock(partial, target)
     return partial
 
 
+def _lock(partial: Path, target: Path) -> int:
+    """A descriptor of ``partial`` that holds its lock, where the file system has locks."""
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ValueError(
+            f"{target}: another process is writing it; wait until it ends, or give another name"
+        ) from error
+    except OSError:  # some network file systems have none
+        pass
+    return descriptor
+
+
 def discard(target: Path) -> None:
-    """Removes what was written aside."""
-    shutil.rmtree(aside(target), ignore_errors=True)
+    """Removes what this process was writing aside, if it was."""
+    partial = aside(target)
+    if partial in _held:
+        shutil.rmtree(partial, ignore_errors=True)
+        os.close(_held.pop(partial))
 
 
 def publish(target: Path) -> None:
@@ -71,6 +116,7 @@ def publish(target: Path) -> None:
     if target.exists():
         os.replace(target, old)
     os.replace(partial, target)
+    os.close(_held.pop(partial))
     _sync_directory(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 

@@ -22,9 +22,7 @@ def load_stage(directory: Path, files: Path, settings: BuildSettings, groups: Gr
     checkpoint is not whole, or is not that model's.
     """
     with phase(groups, "check weights"):  # a file may be missing on one machine only
-        FromMegatron(
-            directory, files
-        )  # says what is missing, left over, misshapen; Megatron's loader skips what is left
+        FromMegatron(directory, files)  # missing, misshapen, left over: the last Megatron's own loader skips
         megatron_files.weights_dtype(directory)
         width = megatron_files.stored_vision_ffn(directory, settings.tensor)
     if width is not None:  # as a multiple it is the width that is built

@@ -57,8 +57,10 @@ def verify(
         unlike = [key for key, value in vars(shapes[0]).items() if vars(shapes[1])[key] != value]
         raise ValueError(f"{one} and {other}: different models, by {', '.join(unlike)} of their config.json")
     megatron = [path for path, files in sides if files != path]
+    names = hf_names(shapes[0])
     if not megatron:
-        return _compare(_hf_tensors(one), _hf_tensors(other), lambda count: None)
+        with progress_bar(len(names), "compare", unit="tensor") as progress:
+            return _compare(_hf_tensors(one), _hf_tensors(other), progress)
     config, _ = open_model(megatron[0], hf_files, layout)
     with job(config) as groups:
         left, right = (
@@ -67,8 +69,7 @@ def verify(
             else _hf_on_controller(path, groups)
             for path, files in sides
         )
-        names = hf_names(shapes[0])
-        with progress_bar(groups, len(names), "tensors") as progress:
+        with progress_bar(len(names), "compare", groups=groups, unit="tensor") as progress:
             return _compare(left, right, progress)
 
 

@@ -184,7 +184,10 @@ def check_tensors(reader: CheckpointReader, rows: list[WeightRow], *, tied: bool
         )
     for name, expected in shapes.items():
         if reader.shape(name) != expected:
-            raise ValueError(f"{name}: shape {reader.shape(name)}, expected {expected} from the model's config.json")
+            raise ValueError(
+                f"{reader.directory}: {name}: shape {reader.shape(name)}, expected {expected} from the model's "
+                "config.json"
+            )
     checkpoint_dtype(reader, rows)
     if tied and "lm_head.weight" in reader.names:
         _check_tied(reader)

@@ -25,6 +25,7 @@ COMMAND = "tests.distributed.conversions:command"
 LOADING, CONVERTING = (f"tests.distributed.conversions:{name}_memory" for name in ("loading", "converting"))
 MIB = 2**20
 SIZES = (1, 2, 4)
+RANKS = (1, 2)  # of which memory is measured
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ SWEEP = [
 ]
 
 
-def convert(root: Path, ways: list[Way]) -> None:
+def conversions(root: Path, ways: list[Way]) -> list[Case]:
     """There, compared in the reader's layout, and back, for each way in a directory of its name."""
     cases = []
     for way in ways:
@@ -72,7 +73,7 @@ def convert(root: Path, ways: list[Way]) -> None:
         back = ["megatron-to-hf", str(place / "megatron"), str(place / "back"), "--shard-size", "0.0005"]
         for arguments, (tensor, pipeline) in ((write, way.writer), (check, way.reader), (back, (way.tied + 1, 1))):
             cases.append(Case(COMMAND, tensor * pipeline, str(place), {"arguments": arguments}))
-    run_cases(cases)
+    return cases
 
 
 def check(place: Path, way: Way) -> None:
@@ -88,9 +89,15 @@ def check(place: Path, way: Way) -> None:
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def converted(tmp_path_factory: pytest.TempPathFactory, larger: Path) -> Path:
+    """All ways, and what loading and converting ``larger`` takes on so many ranks: one start for everything."""
     root = tmp_path_factory.mktemp("conversions")
-    convert(root, WAYS)
+    memory = [
+        Case(name, tensor, str(root / f"memory{tensor}"), {"source": str(larger)})
+        for tensor in RANKS
+        for name in (LOADING, CONVERTING)
+    ]
+    run_cases([*conversions(root, WAYS), *memory])
     return root
 
 
@@ -102,7 +109,7 @@ def test_round_trip_is_bit_exact(converted: Path, way: Way) -> None:
 @pytest.mark.sweep
 @pytest.mark.parametrize("way", SWEEP, ids=str)
 def test_every_layout(tmp_path: Path, way: Way) -> None:
-    convert(tmp_path, [way])
+    run_cases(conversions(tmp_path, [way]))
     check(tmp_path / str(way), way)
 
 
@@ -122,19 +129,18 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-@pytest.mark.parametrize("tensor", [1, 2])
-def test_memory_of_a_rank(larger: Path, tmp_path: Path, tensor: int) -> None:
+@pytest.mark.parametrize("tensor", RANKS)
+def test_memory_of_a_rank(larger: Path, converted: Path, tensor: int) -> None:
     """Anonymous memory while loading: the rank's own shard, the largest tensor and a little; converting: less.
 
     Weights that are held twice, or whole by each tensor rank, are beyond both bounds.
     """
-    arguments = {"source": str(larger)}
-    run_cases([Case(name, tensor, str(tmp_path), arguments) for name in (LOADING, CONVERTING)], timeout=60)
     whole = (larger / "model.safetensors").stat().st_size
     largest = 20000 * 1024 * 2
     for rank in range(tensor):
         loading, converting = (
-            json.loads((tmp_path / f"{name}_{rank}.json").read_text()) for name in ("loading", "converting")
+            json.loads((converted / f"memory{tensor}" / f"{name}_{rank}.json").read_text())
+            for name in ("loading", "converting")
         )
         shard = loading["shard"]
         assert shard <= 1.05 * whole / tensor

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +142,52 @@ def test_overwrites_only_by_force(source: Path, tmp_path: Path, capsys: pytest.C
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
+def test_something_else_where_it_is_written(
+    source: Path, megatron: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file or a link under the name that it has while it is written; a target under a file; no name at all."""
+    target, elsewhere = tmp_path / "m", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("x")
+    for place in (new_directory.aside(target), tmp_path / "file"):
+        place.write_text("x")
+    ways = (["hf-to-megatron", str(source)], ["megatron-to-hf", str(megatron)])
+    for way in ways:
+        assert "exists and is not a directory; remove it" in error_of([*way, str(target)], capsys)
+        assert f"{tmp_path / 'file'} is not a directory" in error_of([*way, str(tmp_path / "file/m")], capsys)
+        assert "name the directory to write" in error_of([*way, str(elsewhere / ".."), "--force"], capsys)
+    new_directory.aside(target).unlink()
+    new_directory.aside(target).symlink_to(elsewhere)
+    for way in ways:
+        assert "exists and is not a directory; remove it" in error_of([*way, str(target)], capsys)
+    assert [path.name for path in elsewhere.iterdir()] == ["precious"] and not target.exists()
+
+
+@pytest.mark.parametrize("way", ["hf-to-megatron", "megatron-to-hf"])
+def test_two_that_write_the_same(
+    source: Path, megatron: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
+) -> None:
+    """The second is refused and leaves the first's files alone; once that has ended, in whatever way, it may."""
+    target, given = tmp_path / "m", source if way == "hf-to-megatron" else megatron
+    told, tell = os.pipe()
+    first = os.fork()
+    if first == 0:
+        (new_directory.begin(target) / "half").write_text("x")
+        os.write(tell, b"x")
+        signal.pause()
+    try:
+        assert os.read(told, 1)
+        assert f"{target}: another process is writing it" in error_of([way, str(given), str(target)], capsys)
+        assert (new_directory.aside(target) / "half").read_text() == "x" and not target.exists()
+    finally:
+        os.kill(first, signal.SIGKILL)
+        os.waitpid(first, 0)
+        os.close(told)
+        os.close(tell)
+    assert main([way, str(given), str(target)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["m"] and not (target / "half").exists()
+
+
 def test_a_target_within_the_source(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = error_of(["hf-to-megatron", str(source), str(source / "m"), "--force"], capsys)
     assert "lies within, or holds, the source" in text and not (source / "m").exists()
@@ -151,6 +199,12 @@ def test_no_room(
     monkeypatch.setattr(new_directory, "SPARE_BYTES", 1 << 60)
     assert "are needed and" in error_of(["hf-to-megatron", str(source), str(tmp_path / "m")], capsys)
     assert not list(tmp_path.iterdir())
+
+
+def test_impossible_shard_sizes(megatron: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for size in ("0", "-1", "nan", "inf"):
+        text = error_of(["megatron-to-hf", str(megatron), str(tmp_path / "back"), "--shard-size", size], capsys)
+        assert "must be above 0 GB, and finite" in text
 
 
 def test_the_tool_is_a_program() -> None:
