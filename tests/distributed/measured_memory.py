@@ -130,9 +130,7 @@ def _microbatch(shape: QwenVLShape, sequences: list[Sequence]) -> Microbatch:
     )
 
 
-def _measure(
-    shape: QwenVLShape, sequences: list[Sequence], groups: Groups, settings: BuildSettings
-) -> dict[str, int]:
+def _measure(shape: QwenVLShape, sequences: list[Sequence], groups: Groups, settings: BuildSettings) -> dict[str, int]:
     torch.manual_seed(1)
     model = empty_chunks(shape, settings, groups)[0].train()
     for parameter in model.parameters():  # a gradient goes into Megatron's buffer at once, which is planned by itself
