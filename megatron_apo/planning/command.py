@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import yaml
 
 from megatron_apo.planning.layouts import GIB, Plan, describe, make_plans
 from megatron_apo.planning.request import Request
-from megatron_apo.planning.sizes import find_model
+from megatron_apo.planning.sizes import KNOWN, find_model
 from megatron_apo.planning.state import PARTS
 
 
@@ -23,10 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     def number(name: str, kind: type, what: str, field: str = "", **more: Any) -> None:
         known: dict[str, Any] = {} if more.get("required") else {"default": default[field or name].default}
-        parser.add_argument(f"--{name}", type=kind, metavar="N", help=what, **known, **more)
+        said = what if more.get("required") else f"{what} (default: %(default)s)"
+        parser.add_argument(f"--{name}", type=kind, metavar="N", help=said, **known, **more)
 
-    parser.add_argument("--model", required=True, metavar="DIR|NAME", help="checkpoint directory or Qwen2.5-VL-7B, …")
-    number("gpus", int, "GPUs in all", required=True)
+    parser.add_argument(
+        "--model", required=True, metavar="DIR|NAME", help=f"checkpoint directory, or one of {', '.join(KNOWN)}"
+    )
+    number("gpus", int, "GPUs in all, trainer and engines", required=True)
+    number("gpus-per-node", int, "GPUs of a node; tensor ranks stay within one", "gpus_per_node")
     number("memory", float, "GiB of memory of one GPU", required=True)
     number("tokens", int, "tokens of a packed microbatch")
     number("patches", int, "image patches (14 x 14 pixels) of a microbatch")
@@ -34,13 +39,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     number("kv-tokens", int, "tokens that an engine's KV cache must hold", "kv_tokens")
     number("reserve", float, "GiB kept for the CUDA context, communication and fragmentation", "reserve_gib")
     number("engine-gpus", int, "GPUs of the engines alone, with --rollout separate", "engine_gpus")
-    parser.add_argument("--rollout", choices=("colocated", "separate"), default="colocated", help="where engines run")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of weights")
+    parser.add_argument(
+        "--rollout",
+        choices=("colocated", "separate"),
+        default="colocated",
+        help="where engines run: on the trainer's GPUs or on others (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of weights (default: %(default)s)"
+    )
     parser.add_argument("--no-reference", action="store_true", help="train without KL: no reference model in memory")
-    parser.add_argument("--freeze", default="", metavar="PARTS", help=f"comma-separated, of {', '.join(PARTS)}")
+    parser.add_argument(
+        "--freeze", default="", metavar="PARTS", help=f"frozen parts, comma-separated, of {', '.join(PARTS)}"
+    )
     parser.add_argument("--show", type=int, default=8, metavar="N", help="layouts in the table (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
-    parser.add_argument("--write", metavar="FILE", help="write the best layout as YAML settings")
+    parser.add_argument("--write", metavar="FILE", help="write the best layout as YAML settings; never over a file")
 
 
 def plan(options: argparse.Namespace) -> None:
@@ -58,6 +72,7 @@ def plan(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         reference=not options.no_reference,
         reserve_gib=options.reserve,
+        gpus_per_node=options.gpus_per_node,
         frozen=tuple(part.strip() for part in options.freeze.split(",") if part.strip()),
     )
     if options.show < 1:
@@ -116,20 +131,29 @@ def settings(request: Request, best: Plan, model: str) -> dict[str, dict[str, An
 
 def written(request: Request, best: Plan, model: str) -> str:
     """The YAML file of ``settings``, with the plan's numbers above them."""
+    missing = "" if Path(model, "config.json").is_file() else "model.path, "
     lines = [
         f"{model} on {request.gpus} GPUs of {request.memory_gib:g} GiB, rollouts {request.placement}: "
         f"{describe(best.layout)}, data {best.data}.",
         *phases(request, best).splitlines(),
-        "The settings that the plan does not decide keep their defaults: give model.path, data.train and the rest,",
-        "here or as --section.key=value.",
+        f"The settings that the plan does not decide keep their defaults: give {missing}data.train and the rest,",
+        "here or as --section.key=value. layer_spec: local instead where there is no Transformer Engine.",
     ]
     if request.placement == "colocated":
-        lines.append("Planned for an engine that sleeps while the trainer works, and a trainer that makes room for it.")
+        lines.append(_BOTH_AWAKE)
     return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(settings(request, best, model), sort_keys=False)
 
 
-_COLUMNS = ("TP", "PP", "CP", "DP", "layers", "recompute", "weights", "ref", "grads", "optim", "activ", "vision",
-            "head", "train", "engine", "KV", "KV tokens", "cost")  # fmt: skip
+_COLUMNS = ("TP", "PP", "CP", "DP", "layers", "recompute", "stage", "weights", "ref", "grads", "optim", "activ",
+            "vision", "head", "train", "engine", "KV", "KV tokens", "cost")  # fmt: skip
+_LEGEND = """Memory in GiB on the fullest GPU, one of pipeline stage `stage`.
+  layers  of the language model: 13+2x15 is 13 on the first stage and 15 on each of two more
+  engine  weights on each GPU of an engine / its GPUs; KV is what is left there for its cache
+  cost    time of an update relative to the best: an estimate that orders layouts and was never measured"""
+_BOTH_AWAKE = (
+    "Needs an engine that sleeps while the trainer works and a trainer that makes room for it: this version does not "
+    "do that yet."
+)
 
 
 def _row(found: Plan, best: float) -> list[str]:
@@ -140,6 +164,7 @@ def _row(found: Plan, best: float) -> list[str]:
         *(str(size) for size in (parallel.tensor, parallel.pipeline, parallel.context, found.data)),
         layers,
         found.layout.recompute,
+        str(found.stage),
         *(f"{memory[name] / GIB:.1f}" for name in parts),
         f"{found.training / GIB:.1f}",
         f"{memory['engine weights'] / GIB:.1f}/{found.engine_tensor}",
@@ -175,6 +200,13 @@ def phases(request: Request, best: Plan) -> str:
     return "\n".join(said)
 
 
+def _reasons(refused: list[str]) -> list[tuple[str, int]]:
+    """What is wrong, each once, and with how many layouts. ``check_layout`` says "layout: <factors>: <what is wrong>
+    (<every size>); <remedy>", and the sizes are the same every time."""
+    wrong = (message.split(": ", 2)[2].partition(" (divisible by")[0] for message in refused)
+    return list(Counter(wrong).items())
+
+
 def _worth_showing(fit: list[Plan]) -> list[Plan]:
     """Without those that another recompute setting of the same layout beats in time and in memory."""
     return [
@@ -195,15 +227,18 @@ def table(request: Request, fit: list[Plan], unfit: list[Plan], refused: list[st
     rows = [list(_COLUMNS), *(_row(found, fit[0].cost) for found in shown[:show])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.append(f"\nLayouts that fit: {len(fit)}. Memory in GiB on the fullest GPU, cost relative to the best.")
+    lines.append(f"\nLayouts that fit: {len(fit)}. {_LEGEND}")
     if len(shown) < len(fit):
         lines.append(f"{len(fit) - len(shown)} of them are left out: recomputing there costs time and saves nothing.")
     lines.append(f"\nThe best of them, {describe(fit[0].layout)}, of {request.memory_gib:g} GiB:")
     lines += [f"  {line}" for line in phases(request, fit[0]).splitlines()]
+    lines += [f"  {_BOTH_AWAKE}"] if request.placement == "colocated" else []
     if unfit:
         lines.append(f"\nDo not fit: {len(unfit)}, nearest first:")
         lines += [f"  {describe(found.layout)}: {found.problem}" for found in unfit[:show]]
     if refused:
-        lines.append(f"\nImpossible: {len(refused)}")
-        lines += [f"  {reason}" for reason in refused[:show]]
+        reasons = _reasons(refused)
+        lines.append(f"\nImpossible: {len(refused)} (--json has each with every size)")
+        lines += [f"  {reason} ({count} layout{'s' if count > 1 else ''})" for reason, count in reasons[:show]]
+        lines += [f"  and {len(reasons) - show} more reasons"] if len(reasons) > show else []
     return "\n".join(lines)

@@ -33,7 +33,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Plan:
-    """A layout on the stage that needs most while training; all memory in bytes.
+    """A layout, its ``memory`` that of ``stage``, which needs most while training; all memory in bytes.
 
     ``training`` has the engine asleep. ``generation`` has the optimizer state and the gradient buffers on the host
     and the weights of trainer, reference and engine on the GPU; what is then free, ``kv_cache``, holds ``kv_tokens``.
@@ -42,6 +42,7 @@ class Plan:
     layout: Layout
     data: int
     layers: tuple[int, ...]
+    stage: int
     memory: dict[str, int]
     training: int
     generation: int
@@ -91,7 +92,7 @@ def candidates(request: Request) -> Iterator[Layout]:
             for context in sizes:
                 if world % (tensor * pipeline * context) or pipeline > request.model.layers:
                     continue
-                for first in _first_stages(request.model, pipeline) or (0,):
+                for first in list(_first_stages(request.model, pipeline)) or [0]:
                     parallel = ParallelConfig(
                         tensor=tensor,
                         pipeline=pipeline,
@@ -237,6 +238,7 @@ def weigh(request: Request, layout: Layout) -> Plan:
         layout,
         data,
         tuple(layers),
+        worst,
         memory,
         training,
         resident + weights + max(0, cache),

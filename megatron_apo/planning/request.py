@@ -42,7 +42,7 @@ class Request:
 
 def check_request(request: Request) -> None:
     """ValueError for the first number that cannot be."""
-    for name in ("gpus", "tokens", "microbatches", "kv_tokens", "chunk"):
+    for name in ("gpus", "tokens", "microbatches", "kv_tokens", "chunk", "gpus_per_node"):
         if getattr(request, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')}={getattr(request, name)}: must be at least 1")
     if request.gpus > MOST_GPUS:

@@ -46,7 +46,7 @@ def _weigh(config: Config, groups: Groups) -> dict[str, int]:
         "weights": sum(parameters.values()),
         "gradients": sum(_size(buffer) for buffer in buffers),
         "optimizer": sum(optimizer_bytes(state).values()),
-        "data_rank": groups.data_rank,
+        "sharing_rank": torch.distributed.get_rank(groups.collection.dp_cp),
         "pipeline_rank": groups.pipeline_rank,
     }
 

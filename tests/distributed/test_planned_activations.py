@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from megatron_apo.config import ParallelConfig
+from megatron_apo.planning import activations
+from megatron_apo.planning.activations import Budget
 from megatron_apo.planning.layouts import RECOMPUTE, Layout, Request, weigh
 from megatron_apo.planning.sizes import size_of
 from tests.distributed.launcher import Case, run_cases
@@ -27,7 +29,7 @@ CASES: dict[str, tuple[int, str, str, str, dict[str, Any]]] = {
     "CP 2, mixed": (2, "wide_ffn", "mixed", "bfloat16", {"context": 2}),
     "TP 2, CP 2, mixed": (4, "wide_ffn", "mixed", "bfloat16", TP2 | {"context": 2}),
 }
-BOUND = 0.15
+BOUND = 0.1  # asked for is 0.15; these bytes are the same in every run
 
 
 def planned(name: str, recompute: str) -> int:
@@ -73,11 +75,28 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, di
 
 @pytest.mark.parametrize("recompute", RECOMPUTE)
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_planned_is_within_15_percent_of_what_is_allocated(
+def test_what_is_planned_is_close_to_what_is_allocated(
     name: str, recompute: str, measured: dict[str, dict[str, dict[str, int]]]
 ) -> None:
     peak = measured[name][recompute]["peak"]
     assert abs(planned(name, recompute) - peak) <= BOUND * peak
+
+
+def test_more_ranks_than_key_value_heads_keep_the_gathered_product(
+    measured: dict[str, dict[str, dict[str, int]]],
+) -> None:
+    """Selective recomputation makes each rank keep more there than none does; elsewhere about as much, or less."""
+    name = "TP 4, more than key-value heads, mixed"
+    ranks, shape, batch, dtype, layout = CASES[name]
+    size, budget = size_of(SHAPES[shape]), Budget(*sizes(batch), dtype)
+    none, selective = (
+        activations.language_layers(size, budget, size.layers, recompute=recompute, **layout)
+        + activations.vision_tower(size, budget, recompute=recompute, **layout)
+        for recompute in ("none", "selective")
+    )
+    assert selective - none == pytest.approx(
+        measured[name]["selective"]["saved"] - measured[name]["none"]["saved"], rel=0.2
+    )
 
 
 def main() -> None:

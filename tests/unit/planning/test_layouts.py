@@ -92,6 +92,7 @@ def test_nothing_fits_names_what_would_do(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"gpus_per_node": 0}, "--gpus-per-node=0: must be at least 1"),
         ({"gpus": 0}, "--gpus=0: must be at least 1"),
         ({"gpus": 10**6}, "--gpus=1000000: must be at most"),
         ({"memory_gib": -5.0}, "--memory=-5: must be GiB above the reserve of 4"),
@@ -167,6 +168,32 @@ def test_a_recompute_setting_that_saves_nothing_is_left_out(capsys: pytest.Captu
     assert main(["plan", "--model", "Qwen2.5-VL-7B", "--gpus", "8", "--memory", "80"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if " selective " in line and "+" not in line]
     assert all(row[2] != "1" for row in rows if row[0].isdigit())
+
+
+def test_the_table_says_each_reason_once_and_what_this_version_does_not_do(capsys: pytest.CaptureFixture[str]) -> None:
+    """On three GPUs a node, a tensor size of 3 is impossible with every pipeline and context size."""
+    asked = ["plan", "--model", "Qwen2.5-VL-7B", "--gpus", "24", "--gpus-per-node", "3", "--memory", "80"]
+    assert main([*asked, "--show", "20"]) == 0
+    said = capsys.readouterr().out
+    impossible = said.partition("Impossible: ")[2].splitlines()
+    wrong = [line.strip() for line in impossible[1:]]
+    reasons = [line.rpartition(" (")[0] for line in wrong]
+    assert len(set(reasons)) == len(reasons)
+    assert len([reason for reason in reasons if reason.startswith("heads 28 is not a multiple of tensor 3")]) == 2
+    assert "layers 28 is not a multiple of pipeline 24 and first_stage_layers is not set" in "".join(wrong)
+    assert sum(int(line.rpartition("(")[2].split()[0]) for line in wrong) == int(impossible[0].split()[0])
+    assert "this version does not do that yet" in said
+    assert main([*asked, "--rollout", "separate", "--engine-gpus", "12", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all(plan["tensor"] <= 3 for plan in [*found["fits"], *found["too_big"]])
+    assert any("qkv rows 4608" in reason for reason in found["refused"])  # every size, there
+
+
+def test_the_stage_that_needs_most_is_named() -> None:
+    """Even stages: the first, with the tower. Fewer layers there, and one microbatch without patches: the last."""
+    fit, unfit, _ = make_plans(replace(SEVEN, patches=0, microbatches=1))
+    stages = {plan.layers: plan.stage for plan in [*fit, *unfit] if plan.layout.parallel.pipeline == 2}
+    assert stages[14, 14] == 0 and stages[11, 17] == 1
 
 
 COMMAND = ["plan", "--model", "Qwen2.5-VL-7B", "--gpus", "8", "--memory", "80"]
