@@ -53,3 +53,18 @@ def test_the_command_line_ends_so() -> None:
     assert done.stdout.splitlines()[-1:] == ["left 2"] and done.stderr.startswith("error: --such=1: report"), (
         done.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "error"),
+    [("print('more' * 100_000)", 1, ""), ("raise BrokenPipeError('the engine')", 1, "the engine")],
+)
+def test_a_reader_that_went_away_is_no_error_and_another_broken_pipe_is_one(end: str, status: int, error: str) -> None:
+    command = [sys.executable, "-c", PROGRAM.format(end=end, plainly=False)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    if not error:
+        process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait(timeout=60) == status
+    assert (error in said) if error else said == ""
