@@ -25,7 +25,7 @@ TRAIN_ROWS, VALIDATION_ROWS, TEST_ROWS = 16384, 512, 1024
 DEMONSTRATION_ROWS = 1024  # the warm start imitates these; the other rows are questions with answers only
 DIGITS = (2, 5)
 # The first is what the others are compared with. What a preset says of its own is in megatron_apo/objective/presets.py;
-# here is what so short a task needs besides, chosen on validation rows (docs/presets_compared.md).
+# here is what so short a task needs besides.
 PRESETS: dict[str, dict[str, Any]] = {
     "grpo": {},
     "apo": {},
