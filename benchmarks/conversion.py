@@ -60,8 +60,13 @@ def write_config(directory: Path, layers: int) -> None:
         "rope_theta": 1000000.0,
         "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
         "tie_word_embeddings": False,
+        "image_token_id": 32764,
+        "video_token_id": 32765,
+        "vision_start_token_id": 32766,
+        "vision_end_token_id": 32767,
         "vision_config": {"depth": 4, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420,
-                          "out_hidden_size": HIDDEN, "fullatt_block_indexes": [1, 3]},
+                          "out_hidden_size": HIDDEN, "fullatt_block_indexes": [1, 3], "window_size": 112,
+                          "tokens_per_second": 2},
     }  # fmt: skip
     (directory / "config.json").write_text(json.dumps(config))
 
