@@ -290,7 +290,8 @@ def compare_mixed(model: QwenVLModel, other: Any, repetitions: int) -> None:
     losses = check_losses(runs)
     print(
         f"one sequence of {len(batch.sequences[0])} tokens with an image of 1,024 patches, ten of "
-        f"{len(batch.sequences[1])} to {len(batch.sequences[-1])}, five of them with one of 4; loss {losses['ours']:.6f}"
+        f"{len(batch.sequences[1])} to {len(batch.sequences[-1])}, five of them with one of 4; loss "
+        f"{losses['ours']:.6f}"
     )
     found = seconds(runs, repetitions)
     for name in ("one by one", "padded batch"):
