@@ -124,8 +124,9 @@ def settings(request: Request, best: Plan, model: str) -> dict[str, dict[str, An
     }
     if request.dtype == "bfloat16":
         chosen["sync"] = {"logprob_gate": 0.05}  # engine and trainer differ by the rounding of bfloat16
-    if not request.reference:
-        chosen["objective"] = {"dads": {"enabled": False}, "kl": {"coefficient": 0.0}}
+    if not request.reference:  # what is left of APO without a KL term, which it is refused to be called by
+        stcr = {"stcr": {"enabled": True}, "reduction": "token_mean", "kl": {"coefficient": 0.0}}
+        chosen["objective"] = {"name": "grpo", **stcr}
     return chosen
 
 

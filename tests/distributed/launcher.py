@@ -128,8 +128,14 @@ def _wait(case: Case, children: list[int], timeout: float) -> bool:
 
 
 def _inherit(imported: Path) -> None:
-    """Imports, in their order, the modules that ``imported`` names; some are made by others and cannot be."""
-    for name in imported.read_text().splitlines() if imported.exists() else []:
+    """Imports, in their order, the modules that ``imported`` names; some are made by others and cannot be.
+
+    None of those of ranks that put a double of Transformer Engine in place: Megatron-Core would be imported without.
+    """
+    names = imported.read_text().splitlines() if imported.exists() else []
+    if "transformer_engine" in names:
+        return
+    for name in names:
         if name not in sys.modules:
             with suppress(ImportError):
                 importlib.import_module(name)

@@ -224,3 +224,4 @@ def test_written_settings_freeze_and_drop_the_reference_as_planned(tmp_path: Pat
     config = load_config(path)
     assert config.model.freeze_vision and config.model.freeze_merger and not config.model.freeze_language
     assert config.objective.kl.coefficient == 0 and not config.objective.dads.enabled and config.objective.stcr.enabled
+    assert config.objective.reduction == load_config(None, []).objective.reduction
