@@ -97,7 +97,9 @@ class StoredTensors:
         """Where in a file the numbers of ``tensor`` lie one after the other; None if they were put together."""
         if not tensor.is_contiguous():
             return None
-        for name, (mapping, start) in self._mappings.items():
+        with self._lock:  # another thread may map a file meanwhile
+            mappings = list(self._mappings.items())
+        for name, (mapping, start) in mappings:
             if 0 <= tensor.data_ptr() - start < len(mapping):
                 return self.directory / name, tensor.data_ptr() - start
         return None

@@ -10,7 +10,7 @@ import pickle
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.planner import WriteItemType
 
 from megatron_apo.conversion.command import main
 from megatron_apo.conversion.metadata_file import read_metadata_file
+from megatron_apo.conversion.stored_tensors import StoredTensors
 from tests.unit.conversion.changed_metadata import add_tensor, change_metadata
 from tests.unit.conversion.random_checkpoint import random_checkpoint
 
@@ -233,3 +234,29 @@ def test_a_padded_vision_ffn(source: Path, tmp_path: Path, capsys: pytest.Captur
     assert main([VERIFY, str(source), str(tmp_path / "back")]) == 0
     assert main([VERIFY, str(target), str(target), "--tensor", "3"]) == 2
     assert "stored 128 wide, which 3 tensor ranks do not divide" in capsys.readouterr().err
+
+
+def test_another_thread_may_map_a_file_while_an_origin_is_looked_up(megatron: Path) -> None:
+    """Two threads write a checkpoint's shards out of one ``StoredTensors``."""
+    stored = StoredTensors(megatron)
+
+    def whole(name: str) -> torch.Tensor:
+        return stored.read(name, tuple(0 for _ in stored.shapes[name]), stored.shapes[name])
+
+    first = whole(EMBEDDING)
+
+    class Meanwhile:
+        """``first``, whose address is asked for at the moment in which the other files are mapped."""
+
+        def is_contiguous(self) -> bool:
+            return True
+
+        def data_ptr(self) -> int:
+            for name in stored.shapes:
+                whole(name)
+            return 0
+
+    assert len(list(megatron.glob("*.distcp"))) > 1
+    assert stored.origin(cast(torch.Tensor, Meanwhile())) is None
+    found = stored.origin(first)
+    assert found is not None and found[0].parent == megatron
