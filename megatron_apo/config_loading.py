@@ -111,14 +111,16 @@ def _apply(tree: _Tree, override: str) -> None:
     defaults = dict(_leaves(Config(), ""))
     if key not in defaults:
         raise ValueError(_unknown(key))
-    value: Any = text
-    try:
-        value = yaml.load(text, Loader=_Loader) if text else ""
-    except (yaml.YAMLError, ValueError) as error:
-        if not isinstance(defaults[key], str):
-            raise ValueError(f"{key}={text}: is not a YAML value") from error
-    if isinstance(defaults[key], str) and not isinstance(value, str):
-        value = text  # text needs no quotes here: --run.directory=2026, --data.instruction=Answer: a number
+    is_text = isinstance(defaults[key], str)
+    value: Any = text.strip()  # text needs no quotes here: --run.directory=2026, --data.instruction=Answer: a number #1
+    if not is_text or value[:1] in ("'", '"'):
+        try:
+            read = yaml.load(text, Loader=_Loader) if text else ""
+        except (yaml.YAMLError, ValueError) as error:
+            if not is_text:
+                raise ValueError(f"{key}={text}: is not a YAML value") from error
+            read = value
+        value = read if isinstance(read, str) or not is_text else value
     *sections, name = key.split(".")
     for section in sections:
         if tree.get(section) is None:

@@ -146,7 +146,9 @@ def _sync_and_close(file: FileIO) -> None:
 
 
 def copy_other_files(source: Path, target: Path) -> None:
-    """Copies what is not weights: config, tokenizer and processor files."""
+    """Copies what is not weights: config, tokenizer and processor files. ValueError for a link that leads nowhere."""
     for path in sorted(source.iterdir()):
+        if path.is_symlink() and not path.exists():
+            raise ValueError(f"{path}: a link to {os.readlink(path)}, which is not there; download the whole model")
         if path.is_file() and not path.name.startswith(".") and not path.name.endswith(_WEIGHT_FILES):
             shutil.copyfile(path, target / path.name)

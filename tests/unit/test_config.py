@@ -40,6 +40,23 @@ def test_file_then_overrides(tmp_path: Path) -> None:
     assert load_config(None, ["--run.directory='a b'"]).run.directory == "a b"
 
 
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("runs/a #1", "runs/a #1"),  # no comment: another directory than runs/a
+        ("2026", "2026"),
+        ("a: [b", "a: [b"),
+        ("'quoted #1'", "quoted #1"),
+        ('"a": b', '"a": b'),
+        ("'a' b", "'a' b"),
+        ("~", "~"),
+        ("", ""),
+    ],
+)
+def test_text_on_the_command_line_is_taken_as_it_stands(given: str, read: str) -> None:
+    assert load_config(None, [f"--data.instruction={given}"]).data.instruction == read
+
+
 def test_an_override_of_a_nested_section() -> None:
     config = load_config(None, ["--objective.stcr.base=1.01", "--objective.stcr.enabled=false"])
     assert config.objective.stcr.base == 1.01 and config.objective.stcr.enabled is False

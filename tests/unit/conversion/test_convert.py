@@ -87,6 +87,20 @@ def test_the_other_files_travel(source: Path, megatron: Path, tmp_path: Path) ->
     assert (tmp_path / "back/config.json").read_bytes() == (source / "config.json").read_bytes()
 
 
+def test_a_link_that_leads_nowhere_is_not_passed_over(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a download's cache that is not whole; links that lead somewhere are what such a cache consists of."""
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for path in source.iterdir():
+        (linked / path.name).symlink_to(path)
+    assert main(["hf-to-megatron", str(linked), str(tmp_path / "whole")]) == 0
+    (linked / "tokenizer.json").symlink_to(tmp_path / "blob")
+    assert "tokenizer.json: a link to" in error_of(["hf-to-megatron", str(linked), str(tmp_path / "target")], capsys)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["linked", "whole"]
+
+
 def test_inspect(source: Path, megatron: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(megatron)]) == 0
     text = capsys.readouterr().out
