@@ -53,10 +53,10 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     """The settings of a run: defaults, then the objective's preset, then the file, then the overrides; validated.
 
     ``path``: a YAML file with the sections of ``Config``; None: the defaults alone. ``overrides``:
-    ``--section.key=value`` (or without the dashes); the value is read as YAML, text as it stands (or quoted). An override
-    of ``objective.name`` takes the file's objective out of its old preset: what the file repeats of that preset and of
-    the defaults makes room for the new one, what it says otherwise stays. Raises ValueError for a file that cannot be
-    read, an unknown key (the nearest is suggested), a wrong type and a value that cannot work.
+    ``--section.key=value`` (or without the dashes); the value is read as YAML, text as it stands (or quoted). An
+    override of ``objective.name`` takes the file's objective out of its old preset: what the file repeats of that
+    preset and of the defaults makes room for the new one, what it says otherwise stays. Raises ValueError for a file
+    that cannot be read, an unknown key (the nearest is suggested), a wrong type and a value that cannot work.
     """
     tree = {} if path is None else _read(Path(path))
     given: _Tree = {}

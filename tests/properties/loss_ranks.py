@@ -27,18 +27,18 @@ from megatron_apo.parallel.reduction import reduce_metrics
 from megatron_apo.records import Microbatch, TrainingSample
 from megatron_apo.training.finite import NOT_FINITE_ROW
 from megatron_apo.training.forward_step import LossSettings, agreement_sums, training_step, unwrap
-from megatron_apo.training.microbatches import pack_microbatch, run_schedule, score_microbatches
+from megatron_apo.training.microbatches import run_schedule, score_microbatches
 from megatron_apo.training.setup import TrainingState, build_chunks, build_training_state, for_scoring
 from megatron_apo.weight_sync.export import export_tensors, main_gradients
 from tests.gradients import BOUND, largest, largest_error
 from tests.properties.draws import Draw, draw_case
 from tests.properties.ranks import (
     Tensors,
+    batches_of,
     compare_copies,
     config_of,
     head_of,
     make_checkpoint,
-    pixels_of,
     plain_head,
     plain_logits,
     samples_of,
@@ -208,18 +208,7 @@ def _run_layout(
     """This layout's metrics (on every rank) and gradients (on rank 0)."""
     state = build_training_state(config_of(draw, checkpoint), groups, updates=1, reference=False)
     samples = weighted_samples(draw, loss)
-    batches = [
-        pack_microbatch(
-            samples,
-            indices,
-            state.shape,
-            state.settings,
-            groups,
-            pixel_values=lambda image: pixels_of(draw, image.path, image.grid_thw),
-            sequence_multiple=16 if draw.form == "padded" else 1,
-        )
-        for indices in draw.microbatches[groups.data_rank]
-    ]
+    batches = batches_of(draw, samples, state, groups)
     if not loss.supervised:
         if loss.kl_coefficient:
             batches = _attached(batches, "ref_logprobs_T", checkpoint.parent / "reference", draw, state, groups)

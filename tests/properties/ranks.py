@@ -26,7 +26,7 @@ from megatron_apo.platform.torchvision_cpu import register_missing_operators
 from megatron_apo.records import Microbatch, PromptImage, TrainingSample
 from megatron_apo.training.forward_step import HeadSettings, response_logprobs, run_model, unwrap
 from megatron_apo.training.microbatches import pack_microbatch, response_places, run_schedule
-from megatron_apo.training.setup import build_training_state
+from megatron_apo.training.setup import TrainingState, build_training_state
 from megatron_apo.weight_sync.export import export_tensors, main_gradients
 from model_providers.qwen_vl.loading import global_parameters, model_rows
 from model_providers.qwen_vl.mrope import mrope_position_ids
@@ -235,11 +235,9 @@ def config_of(draw: Draw, checkpoint: Path) -> Config:
     return job_config(checkpoint, f"--model.recompute={draw.recompute}", *overrides)
 
 
-def _run_layout(draw: Draw, checkpoint: Path, groups: Groups, parts: Path) -> Tensors:
-    """This layout's gradients (on rank 0), and its outputs in ``parts``, as each rank has them."""
-    state = build_training_state(config_of(draw, checkpoint), groups, updates=1, reference=False)
-    samples, kept = samples_of(draw), Tensors()
-    batches = [
+def batches_of(draw: Draw, samples: list[TrainingSample], state: TrainingState, groups: Groups) -> list[Microbatch]:
+    """This data rank's microbatches of ``samples``."""
+    return [
         pack_microbatch(
             samples,
             indices,
@@ -251,6 +249,13 @@ def _run_layout(draw: Draw, checkpoint: Path, groups: Groups, parts: Path) -> Te
         )
         for indices in draw.microbatches[groups.data_rank]
     ]
+
+
+def _run_layout(draw: Draw, checkpoint: Path, groups: Groups, parts: Path) -> Tensors:
+    """This layout's gradients (on rank 0), and its outputs in ``parts``, as each rank has them."""
+    state = build_training_state(config_of(draw, checkpoint), groups, updates=1, reference=False)
+    samples, kept = samples_of(draw), Tensors()
+    batches = batches_of(draw, samples, state, groups)
     for chunk in state.model:
         chunk.train()
         chunk.zero_grad_buffer()
