@@ -36,7 +36,6 @@ DIGIT_SIZE = 24  # pixels a scan's 8 x 8 are enlarged to
 PAPER, INK = 118, 255  # grey levels; the processor maps 118 to about zero, so that empty paper is silent
 STRAY_LEFT, STRAY_RIGHT = 4, 8  # pixels, most that a digit's box begins left or right of its part of the image
 HELD_OUT_SHARE = 0.1  # of the scans of each class, for validation and again for test
-SCAN_SIZE = 8
 SCAN_MAXIMUM = 16  # ink values run from 0 to 16
 
 
