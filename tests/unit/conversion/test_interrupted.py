@@ -53,6 +53,7 @@ def act(action: str) -> None:
 def child(arguments: list[str], log: str, owner: str, name: str, number: int, action: str) -> None:
     """The tool's command line; at the ``number``-th call of ``owner.name`` comes what ``action`` says."""
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, the tests' too, ignore it
     module = importlib.import_module(owner)
     real, calls = getattr(module, name), itertools.count(1)
 
