@@ -18,11 +18,11 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))  # run as a script, only its own folder is there
 
-from examples.digits.stages import run_stage, say  # noqa: E402 - after the path
+from examples.digits.stages import make_task_and_policy, run_stage, say  # noqa: E402 - after the path
 
 HERE = REPOSITORY / "examples" / "digit_steps"
-TRAIN_ROWS, VALIDATION_ROWS, TEST_ROWS = 16384, 512, 1024
-DEMONSTRATION_ROWS = 1024  # the warm start imitates these; the other rows are questions with answers only
+# The warm start imitates the demonstrations; the other training rows are questions with answers only.
+ROWS = {"train_rows": 16384, "validation_rows": 512, "test_rows": 1024, "demonstration_rows": 1024}
 DIGITS = (2, 5)
 # The first is what the others are compared with. What a preset says of its own is in megatron_apo/objective/presets.py;
 # here is what so short a task needs besides.
@@ -38,24 +38,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gspo": {},
     "view_r1_exact": {},
 }
-
-
-def make_task_and_policy(directory: Path) -> None:
-    """Writes the images and rows, and the policy's checkpoint, where they are not there yet."""
-    from examples.digits.make_policy import make_policy
-    from megatron_apo.data.tasks.digits import write_digits_task
-
-    write_digits_task(
-        directory / "task",
-        train_rows=TRAIN_ROWS,
-        validation_rows=VALIDATION_ROWS,
-        test_rows=TEST_ROWS,
-        demonstration_rows=DEMONSTRATION_ROWS,
-        digits=DIGITS,
-        seed=0,
-    )
-    if not (directory / "policy" / "config.json").is_file():
-        make_policy(directory / "policy", seed=0)
 
 
 def warm_start(directory: Path) -> Path:
@@ -92,7 +74,7 @@ def main() -> int:
     started = time.monotonic()
     try:
         say(f"task and policy in {directory}")
-        make_task_and_policy(directory)
+        make_task_and_policy(directory, **ROWS, digits=DIGITS)
         say("warm start: supervised training on demonstrations")
         model = warm_start(directory)
         runs = []

@@ -18,28 +18,12 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))  # run as a script, only its own folder is there
 
-from examples.digits.stages import run_stage, say  # noqa: E402 - after the path
+from examples.digits.stages import make_task_and_policy, run_stage, say  # noqa: E402 - after the path
 
 HERE = REPOSITORY / "examples" / "digits"
-TRAIN_ROWS, VALIDATION_ROWS, TEST_ROWS = 32768, 512, 512  # rows seen again are memorised: few are
-DEMONSTRATION_ROWS = 384  # the warm start imitates these; the other rows are questions with answers only
-
-
-def make_task_and_policy(directory: Path) -> None:
-    """Writes the images and rows, and the policy's checkpoint, where they are not there yet."""
-    from examples.digits.make_policy import make_policy
-    from megatron_apo.data.tasks.digits import write_digits_task
-
-    write_digits_task(
-        directory / "task",
-        train_rows=TRAIN_ROWS,
-        validation_rows=VALIDATION_ROWS,
-        test_rows=TEST_ROWS,
-        demonstration_rows=DEMONSTRATION_ROWS,
-        seed=0,
-    )
-    if not (directory / "policy" / "config.json").is_file():
-        make_policy(directory / "policy", seed=0)
+# Rows seen again are memorised: few are. The warm start imitates the demonstrations; the other training rows are
+# questions with answers only.
+ROWS = {"train_rows": 32768, "validation_rows": 512, "test_rows": 512, "demonstration_rows": 384}
 
 
 def run(command: str, directory: Path, stage: str, seed: int, model: Path, settings: list[str]) -> None:
@@ -67,7 +51,7 @@ def main() -> int:
     directory = options.directory.resolve()
     started = time.monotonic()
     say(f"task and policy in {directory}")
-    make_task_and_policy(directory)
+    make_task_and_policy(directory, **ROWS)
     try:
         say("warm start: supervised training on demonstrations")
         run("sft", directory, "sft", 0, directory / "policy", [])

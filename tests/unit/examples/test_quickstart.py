@@ -19,7 +19,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             file.write(" ".join(line) + "\n")
 
     monkeypatch.setattr(stages.subprocess, "run", note)
-    monkeypatch.setattr(quickstart, "make_task_and_policy", lambda directory: None)
+    monkeypatch.setattr(quickstart, "make_task_and_policy", lambda directory, **rows: None)
     monkeypatch.setattr(sys, "argv", ["quickstart.py", "--directory", str(tmp_path)])
     return tmp_path / "sft"
 
