@@ -43,21 +43,14 @@ BATCH = 10  # draws of one launcher
 class Property:
     """What is checked of a draw: ``check`` and ``check_with_bug`` are "module:function" that its ranks run.
 
-    ``limits``: of the result's values, each with its noise beside it where there is one; ``down_to_noise``: names of
-    those that need not be smaller than twice the noise (two computations are compared), where a draw's terms cancel.
-    ``more(number)``: what the draw has besides its model, inputs and layout, in words that are counted.
+    ``limits``: of the result's values, each with its noise beside it where there is one. ``more(number)``: what the
+    draw has besides its model, inputs and layout, in words that are counted.
     """
 
     check: str
     check_with_bug: str
     limits: dict[str, float]
     more: Callable[[int], list[str]] = lambda number: []
-    down_to_noise: tuple[str, ...] = ()
-
-    def limit_of(self, name: str, result: dict[str, Any]) -> float:
-        """``limits``, or twice the draw's noise where that is larger and allowed; NaN noise allows nothing."""
-        noise = 2 * result[f"{name}_noise"] if name in self.down_to_noise else 0.0
-        return noise if noise > self.limits[name] else self.limits[name]
 
 
 OUTPUTS = Property("tests.properties.ranks:check", "tests.properties.injected:check_with_bug", LIMITS)
@@ -109,7 +102,7 @@ def run_draws(
 def failure(result: dict[str, Any], checked: Property = OUTPUTS) -> str:
     """What exceeds its limit, in words; empty when nothing does. NaN exceeds every limit."""
     return ", ".join(
-        f"{name} {result[name]:.1e}" for name in checked.limits if not result[name] <= checked.limit_of(name, result)
+        f"{name} {result[name]:.1e}" for name, limit in checked.limits.items() if not result[name] <= limit
     )
 
 
@@ -132,9 +125,6 @@ def summary(
     for name in [name for limit in checked.limits for name in (limit, f"{limit}_noise")]:
         if values := [result[name] for _, result in results if name in result]:
             lines.append(f"{name}: largest {largest(values):.1e}, median {statistics.median(values):.1e}")
-    noisy = sum(any(not result[name] <= limit for name, limit in checked.limits.items()) for _, result in results)
-    if checked.down_to_noise:
-        lines.append(f"{noisy - failed} draws beyond a limit, within twice float32's own noise on the same draw")
     counts = Counter(factor for draw, _ in results for factor in [*draw.factors(), *checked.more(draw.number)])
     lines += [f"{count:5d}  {factor}" for factor, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     return "\n".join(lines)
