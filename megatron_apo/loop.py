@@ -142,17 +142,26 @@ def draw(
 
 
 def _plan(parts: LoopParts, shaped: ShapedStep, step: int) -> list[ReplicaWork]:
+    in_reward = parts.config.objective.kl.placement == "reward"
+    scalars = {"kl_coefficient": 0.0 if in_reward else _kl_coefficient(parts.config, step)}
+    return _dealt(parts, shaped.samples, shaped.updates, scalars)
+
+
+def _dealt(
+    parts: LoopParts, samples: Sequence[TrainingSample], updates: Sequence[Sequence[int]], scalars: dict[str, float]
+) -> list[ReplicaWork]:
+    """``distribute`` as this run's settings and layout have it."""
     config = parts.config
     return distribute(
-        shaped.samples,
-        shaped.updates,
+        samples,
+        updates,
         tokens_per_microbatch=config.training.tokens_per_microbatch,
         data_parallel=parts.groups.data_size,
         sequence_multiple=config.parallel.sequence_multiple,
         microbatch_multiple=config.parallel.microbatch_multiple,
         pipeline=config.parallel.pipeline,
         costs=parts.costs,
-        scalars={"kl_coefficient": 0.0 if config.objective.kl.placement == "reward" else _kl_coefficient(config, step)},
+        scalars=scalars,
     )
 
 
@@ -173,17 +182,7 @@ def _reward_penalties(
     with phase(parts.groups, "reference plan"):
         if parts.controller is not None:
             samples, places = scoring_samples(drawn, parts.trainer.settings.head.forbidden_token_ids)
-            works = distribute(
-                samples,
-                [range(len(samples))],
-                tokens_per_microbatch=config.training.tokens_per_microbatch,
-                data_parallel=parts.groups.data_size,
-                sequence_multiple=config.parallel.sequence_multiple,
-                microbatch_multiple=config.parallel.microbatch_multiple,
-                pipeline=config.parallel.pipeline,
-                costs=parts.costs,
-                scalars={"samples": float(len(samples))},
-            )
+            works = _dealt(parts, samples, [range(len(samples))], {"samples": float(len(samples))})
     with timer.phase("reference"):
         divergences = parts.trainer.sequence_kl(scatter_work(works, parts.groups))
     coefficient = _kl_coefficient(config, step)

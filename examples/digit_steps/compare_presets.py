@@ -9,16 +9,14 @@ row. Leaves a page, comparison.html. Finished runs are not done again, so more p
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))  # run as a script, only its own folder is there
 
-from examples.digits.stages import make_task_and_policy, run_stage, say  # noqa: E402 - after the path
+from examples.digits.stages import make_task_and_policy, run_example, run_stage, say  # noqa: E402 - after the path
 
 HERE = REPOSITORY / "examples" / "digit_steps"
 # The warm start imitates the demonstrations; the other training rows are questions with answers only.
@@ -70,29 +68,25 @@ def main() -> int:
         parser.error(f"unknown arguments {unknown}; settings of every run are written --section.key=value")
     if options.seeds < 1:
         parser.error(f"--seeds {options.seeds}: at least 1")
+    if options.seeds * len(set(options.presets)) < 2:
+        parser.error("one preset with one seed: nothing to compare; give two presets, or --seeds 2")
     directory = options.directory.resolve()
-    started = time.monotonic()
-    try:
+
+    def work() -> str:
         say(f"task and policy in {directory}")
         make_task_and_policy(directory, **ROWS, digits=DIGITS)
         say("warm start: supervised training on demonstrations")
         model = warm_start(directory)
         runs = []
         for seed in range(options.seeds):  # seed by seed: what is there early is comparable
-            for preset in options.presets:
+            for preset in dict.fromkeys(options.presets):
                 say(f"{preset}, seed {seed}")
                 runs.append(train(directory, model, preset, seed, more))
         from megatron_apo.observability.comparison_page import write_comparison
 
-        page = write_comparison(runs, directory / "comparison.html") if len(runs) > 1 else None
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except subprocess.CalledProcessError as error:
-        print(f"error: {' '.join(map(str, error.cmd[:4]))} ended with status {error.returncode}", file=sys.stderr)
-        return error.returncode
-    say(f"done in {time.monotonic() - started:.0f} s" + (f"; open {page}" if page else ""))
-    return 0
+        return str(write_comparison(runs, directory / "comparison.html"))
+
+    return run_example(work)
 
 
 if __name__ == "__main__":

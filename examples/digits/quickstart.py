@@ -10,15 +10,13 @@ each seed needs a directory of its own; an interrupted stage goes on from its la
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))  # run as a script, only its own folder is there
 
-from examples.digits.stages import make_task_and_policy, run_stage, say  # noqa: E402 - after the path
+from examples.digits.stages import make_task_and_policy, run_example, run_stage, say  # noqa: E402 - after the path
 
 HERE = REPOSITORY / "examples" / "digits"
 # Rows seen again are memorised: few are. The warm start imitates the demonstrations; the other training rows are
@@ -49,22 +47,17 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown arguments {unknown}; settings of the APO run are written --section.key=value")
     directory = options.directory.resolve()
-    started = time.monotonic()
-    say(f"task and policy in {directory}")
-    make_task_and_policy(directory, **ROWS)
-    try:
+
+    def work() -> str:
+        say(f"task and policy in {directory}")
+        make_task_and_policy(directory, **ROWS)
         say("warm start: supervised training on demonstrations")
         run("sft", directory, "sft", 0, directory / "policy", [])
         say("APO: vLLM draws, Megatron-Core learns")
         run("train", directory, "apo", options.seed, directory / "sft" / "export", settings)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except subprocess.CalledProcessError as error:
-        print(f"error: {' '.join(map(str, error.cmd[:4]))} ended with status {error.returncode}", file=sys.stderr)
-        return error.returncode
-    say(f"done in {time.monotonic() - started:.0f} s; open {directory / 'apo' / 'report.html'}")
-    return 0
+        return str(directory / "apo" / "report.html")
+
+    return run_example(work)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,22 @@ def make_task_and_policy(directory: Path, *, digits: tuple[int, int] = (2, 2), *
     write_digits_task(directory / "task", digits=digits, seed=0, **rows)
     if not (directory / "policy" / "config.json").is_file():
         make_policy(directory / "policy", seed=0)
+
+
+def run_example(work: Callable[[], str]) -> int:
+    """Exit status of an example's ``work``, which returns what to open: 2 after an error that the user can mend, that
+    of the command when one failed."""
+    started = time.monotonic()
+    try:
+        found = work()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:
+        print(f"error: {' '.join(map(str, error.cmd[:4]))} ended with status {error.returncode}", file=sys.stderr)
+        return error.returncode
+    say(f"done in {time.monotonic() - started:.0f} s; open {found}")
+    return 0
 
 
 def remove_unfinished(target: Path) -> None:
