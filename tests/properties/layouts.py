@@ -114,7 +114,8 @@ def line_of(draw: Draw, result: dict[str, Any], checked: Property = OUTPUTS) -> 
         for name in checked.limits
     ]
     more = f" {checked.more(draw.number)}" if checked.more(draw.number) else ""
-    return f"{'FAILED ' + wrong if wrong else 'ok'}: {', '.join(values)}, worst {result['worst']}; {draw}{more}"
+    again = f", values {result['redrawn']}" if result.get("redrawn") else ""
+    return f"{'FAILED ' + wrong if wrong else 'ok'}: {', '.join(values)}, worst {result['worst']}{again}; {draw}{more}"
 
 
 def summary(
@@ -125,6 +126,8 @@ def summary(
     for name in [name for limit in checked.limits for name in (limit, f"{limit}_noise")]:
         if values := [result[name] for _, result in results if name in result]:
             lines.append(f"{name}: largest {largest(values):.1e}, median {statistics.median(values):.1e}")
+    if again := [result["redrawn"] for _, result in results if result.get("redrawn")]:
+        lines.append(f"{len(again)} draws' values drawn again, at most {max(again)} times: float32's noise")
     counts = Counter(factor for draw, _ in results for factor in [*draw.factors(), *checked.more(draw.number)])
     lines += [f"{count:5d}  {factor}" for factor, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     return "\n".join(lines)

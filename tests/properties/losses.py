@@ -4,7 +4,8 @@
 
 Draws what ``tests.properties.layouts`` draws, and a loss besides: reduction, estimator and coefficient of the KL,
 token or sequence ratios, clipping, where the old policy's log-probabilities come from, correction of mismatch. The
-responses' advantages, weights and log-probabilities of the engine are random. Exit status 1 when a draw fails.
+responses' advantages, weights and log-probabilities of the engine are random; where they cancel so far that float32
+itself is off by half a limit, they are drawn again (loss_ranks.expected_of). Exit status 1 when a draw fails.
 """
 
 from __future__ import annotations
