@@ -20,8 +20,11 @@ from examples.digits.stages import make_task_and_policy, run_example, run_stage,
 
 HERE = REPOSITORY / "examples" / "digit_steps"
 # The warm start imitates the demonstrations; the other training rows are questions with answers only.
-ROWS = {"train_rows": 16384, "validation_rows": 512, "test_rows": 1024, "demonstration_rows": 1024}
+ROWS = {"train_rows": 16384, "validation_rows": 512, "test_rows": 1024, "demonstration_rows": 4096}
 DIGITS = (2, 5)
+# A third of the demonstrations say the sum at once, a third add digit by digit, a third do that twice: which of them
+# pays, and how long a response becomes, is left to the objective.
+STYLES = ("steps", "straight", "twice")
 # The first is what the others are compared with. What a preset says of its own is in megatron_apo/objective/presets.py;
 # here is what so short a task needs besides.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -74,7 +77,7 @@ def main() -> int:
 
     def work() -> str:
         say(f"task and policy in {directory}")
-        make_task_and_policy(directory, **ROWS, digits=DIGITS)
+        make_task_and_policy(directory, **ROWS, digits=DIGITS, styles=STYLES)
         say("warm start: supervised training on demonstrations")
         model = warm_start(directory)
         runs = []

@@ -144,7 +144,7 @@ def _tokenizer() -> Any:
     trainable.pre_tokenizer = untrained.backend_tokenizer.pre_tokenizer
     roles = ["system\n", "user\n", "assistant\n", "\n"]
     texts = roles + [SYSTEM_PROMPT, question_about(2)]
-    texts += [_bare(draw_row("train", n, seed=0).demonstration) for n in range(100)]
+    texts += [_bare(draw_row("train", n, seed=0).demonstration()) for n in range(100)]
     trainer = trainers.BpeTrainer(vocab_size=1024, initial_alphabet=_byte_alphabet(), show_progress=False)
     trainable.train_from_iterator(texts, trainer=trainer)
 

@@ -18,13 +18,15 @@ def say(text: str) -> None:
     print(f"\n== {text}", file=sys.stderr, flush=True)
 
 
-def make_task_and_policy(directory: Path, *, digits: tuple[int, int] = (2, 2), **rows: int) -> None:
+def make_task_and_policy(
+    directory: Path, *, digits: tuple[int, int] = (2, 2), styles: tuple[str, ...] = ("steps",), **rows: int
+) -> None:
     """Writes the digits task of so many ``rows`` and ``digits`` to ``directory``/task and the policy's checkpoint to
     ``directory``/policy, where they are not there yet; ValueError as `write_digits_task` has it."""
     from examples.digits.make_policy import make_policy
     from megatron_apo.data.tasks.digits import write_digits_task
 
-    write_digits_task(directory / "task", digits=digits, seed=0, **rows)
+    write_digits_task(directory / "task", digits=digits, styles=styles, seed=0, **rows)
     if not (directory / "policy" / "config.json").is_file():
         make_policy(directory / "policy", seed=0)
 

@@ -27,6 +27,8 @@ from PIL import Image
 from tqdm import tqdm
 
 WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
+# How a demonstration comes to the sum: digit by digit | all at once | from the left, then again from the right.
+STYLES = ("steps", "straight", "twice")
 SPLITS = ("train", "validation", "test")
 FORMAT_VERSION = 2
 
@@ -57,18 +59,26 @@ class DigitRow:
     def answer(self) -> str:
         return str(sum(self.digits))
 
-    @property
-    def demonstration(self) -> str:
-        """The response to imitate: the digits added from left to right, one by one, then the answer."""
-        sums = list(accumulate(self.digits))
-        steps = [f"{total}+{digit}={total + digit}" for total, digit in zip(sums, self.digits[1:], strict=False)]
-        return f"<think>{', '.join(steps)}</think><answer>{self.answer}</answer>"
+    def demonstration(self, style: str = "steps") -> str:
+        """The response to imitate: the thought in one of ``STYLES``, then the answer."""
+        thought = {
+            "steps": added(self.digits),
+            "straight": self.answer,
+            "twice": f"{added(self.digits)}; {added(self.digits[::-1])}",
+        }[style]
+        return f"<think>{thought}</think><answer>{self.answer}</answer>"
 
     @property
     def category(self) -> str:
         if len(self.digits) > 2:
             return f"{WORDS[len(self.digits)]} digits"
         return "one-digit sum" if len(self.answer) == 1 else "two-digit sum"
+
+
+def added(digits: tuple[int, ...]) -> str:
+    """The digits added one by one: ``5+3=8, 8+2=10``."""
+    totals = list(accumulate(digits))
+    return ", ".join(f"{total}+{digit}={total + digit}" for total, digit in zip(totals, digits[1:], strict=False))
 
 
 def question_about(digits: int) -> str:
@@ -156,14 +166,14 @@ def render(row: DigitRow) -> Image.Image:
     return canvas
 
 
-def as_json(row: DigitRow) -> dict[str, Any]:
+def as_json(row: DigitRow, style: str = "steps") -> dict[str, Any]:
     """The row as it stands in the JSON-lines file; the image path is relative to that file's directory."""
     return {
         "id": row.id,
         "images": [f"images/{row.id}.png"],
         "question": row.question,
         "answer": row.answer,
-        "demonstration": row.demonstration,
+        "demonstration": row.demonstration(style),
         "category": row.category,
     }
 
@@ -182,14 +192,15 @@ def write_digits_task(
     seed: int,
     demonstration_rows: int = 0,
     digits: tuple[int, int] = (2, 2),
+    styles: tuple[str, ...] = ("steps",),
 ) -> Path:
     """Writes ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``, ``images/*.png`` and ``task.json``.
 
     ``demonstration_rows`` above 0 also writes ``demonstrations.jsonl``, the first so many training rows: what a warm
     start imitates, while reinforcement learning goes on with all of ``train.jsonl``. ``digits``: the fewest and the
-    most of a row, as in `draw_row`. The same
-    task already there is left as it is. Raises ValueError for a row count that cannot be, and for a directory that
-    holds anything else, which is not touched.
+    most of a row, as in `draw_row`. ``styles``: some of ``STYLES``; each row's demonstration is in one of them, drawn
+    by the row's id. The same task already there is left as it is. Raises ValueError for a row count or a style that
+    cannot be, and for a directory that holds anything else, which is not touched.
     """
     directory = Path(directory)
     rows = {"train": train_rows, "validation": validation_rows, "test": test_rows}
@@ -201,7 +212,9 @@ def write_digits_task(
             f"demonstration_rows={demonstration_rows}: must be from 0 to train_rows={train_rows}, for they are "
             "training rows"
         )
-    settings = _settings(rows, demonstration_rows, seed, _checked(digits))
+    if not styles or not set(styles) <= set(STYLES):
+        raise ValueError(f"styles={styles}: must be some of {', '.join(STYLES)}")
+    settings = _settings(rows, demonstration_rows, seed, _checked(digits), styles)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         _check_same_task(directory, settings)
         return directory
@@ -214,7 +227,7 @@ def write_digits_task(
         lines = []
         drawn = iterate_rows(split, count, seed=seed, digits=digits)
         for row in tqdm(drawn, total=count, desc=f"drawing {split}", unit="image", delay=2, leave=False, disable=None):
-            written = as_json(row)
+            written = as_json(row, random.Random(f"digits style {seed} {row.id}").choice(styles))
             # Stored, not compressed: the file's bytes do not depend on the machine's zlib.
             render(row).save(building / written["images"][0], compress_level=0)
             lines.append(json.dumps(written))
@@ -233,7 +246,9 @@ def _write_lines(path: Path, lines: list[str]) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _settings(rows: dict[str, int], demonstration_rows: int, seed: int, digits: tuple[int, int]) -> dict[str, Any]:
+def _settings(
+    rows: dict[str, int], demonstration_rows: int, seed: int, digits: tuple[int, int], styles: tuple[str, ...]
+) -> dict[str, Any]:
     return {
         "task": "digits",
         "format_version": FORMAT_VERSION,
@@ -241,6 +256,7 @@ def _settings(rows: dict[str, int], demonstration_rows: int, seed: int, digits: 
         "rows": rows,
         "demonstration_rows": demonstration_rows,
         "digits": list(digits),
+        "styles": list(styles),
         "image": [IMAGE_HEIGHT, WIDTH_OF_DIGIT],
         "digit": DIGIT_SIZE,
         "paper": PAPER,
@@ -267,7 +283,8 @@ def _check_same_task(directory: Path, settings: dict[str, Any]) -> None:
         description = json.loads(description_file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"directory={directory}: task.json is not readable ({error}); {remedy}") from error
-    found = description if isinstance(description, dict) else {}
+    # A task that names no styles was written before there were any.
+    found = {"styles": ["steps"], **description} if isinstance(description, dict) else {}
     different = [key for key, value in settings.items() if found.get(key) != value]
     if different:
         shown = ", ".join(f"{key} is {found.get(key)!r}, not {settings[key]!r}" for key in different)

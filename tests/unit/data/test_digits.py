@@ -19,6 +19,10 @@ def write(directory: Path, **changes: Any) -> Path:
     return digits.write_digits_task(directory, **arguments)
 
 
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
 def all_bytes(directory: Path) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
@@ -64,7 +68,7 @@ def test_rows_use_scans_of_their_split_and_digits_do_not_overlap(split: str) -> 
 def test_answer_and_demonstration_by_hand() -> None:
     row = digits.DigitRow(id="x", scans=(0, 1), digits=(5, 8), corners=((0, 0), (28, 0)))
     assert row.answer == "13" and row.question == "What is the sum of the two digits?"
-    assert row.demonstration == "<think>5+8=13</think><answer>13</answer>"
+    assert row.demonstration() == "<think>5+8=13</think><answer>13</answer>"
     assert digits.as_json(row)["category"] == "two-digit sum"
 
 
@@ -72,8 +76,44 @@ def test_more_digits_are_added_step_by_step() -> None:
     corners = ((0, 0), (28, 0), (56, 0), (84, 0))
     row = digits.DigitRow(id="x", scans=(0, 1, 2, 3), digits=(3, 5, 2, 0), corners=corners)
     assert row.question == "What is the sum of the four digits?"
-    assert row.demonstration == "<think>3+5=8, 8+2=10, 10+0=10</think><answer>10</answer>"
+    assert row.demonstration() == "<think>3+5=8, 8+2=10, 10+0=10</think><answer>10</answer>"
     assert digits.as_json(row)["category"] == "four digits"
+
+
+def test_a_demonstration_in_each_style_by_hand() -> None:
+    corners = ((0, 0), (28, 0), (56, 0))
+    row = digits.DigitRow(id="x", scans=(0, 1, 2), digits=(3, 5, 9), corners=corners)
+    assert row.demonstration("straight") == "<think>17</think><answer>17</answer>"
+    assert row.demonstration("twice") == "<think>3+5=8, 8+9=17; 9+5=14, 14+3=17</think><answer>17</answer>"
+
+
+def test_styles_change_demonstrations_alone_and_each_occurs(tmp_path: Path) -> None:
+    write(tmp_path / "plain", digits=(2, 5), train_rows=60)
+    write(tmp_path / "styles", digits=(2, 5), train_rows=60, styles=digits.STYLES)
+    seen = Counter()
+    for row, styled in zip(*(rows_of(tmp_path / name / "train.jsonl") for name in ("plain", "styles")), strict=True):
+        thought = styled["demonstration"].removeprefix("<think>").split("</think>")[0]
+        seen["twice" if ";" in thought else "steps" if "=" in thought else "straight"] += 1
+        assert {**row, "demonstration": ""} == {**styled, "demonstration": ""}
+    assert set(seen) == set(digits.STYLES) and min(seen.values()) >= 10
+    with pytest.raises(ValueError, match=r"styles is \['steps', 'straight', 'twice'\]"):
+        write(tmp_path / "styles", digits=(2, 5), train_rows=60)
+
+
+def test_a_task_from_before_styles_is_the_same_task(tmp_path: Path) -> None:
+    write(tmp_path / "task")
+    file = tmp_path / "task" / "task.json"
+    description = json.loads(file.read_text())
+    del description["styles"]
+    file.write_text(json.dumps(description))
+    write(tmp_path / "task")
+
+
+@pytest.mark.parametrize("styles", [(), ("steps", "aloud")])
+def test_unknown_styles_are_refused(tmp_path: Path, styles: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="must be some of steps, straight, twice"):
+        write(tmp_path / "task", styles=styles)
+    assert not (tmp_path / "task").exists()
 
 
 @pytest.mark.parametrize("count", [(2, 2), (3, 5), (5, 5)])
@@ -103,7 +143,7 @@ def test_rows_are_independent_of_how_many_are_made() -> None:
 def test_files_hold_what_a_reader_needs(tmp_path: Path) -> None:
     directory = write(tmp_path / "task")
     for split, count in (("train", 6), ("validation", 2), ("test", 3)):
-        rows = [json.loads(line) for line in (directory / f"{split}.jsonl").read_text().splitlines()]
+        rows = rows_of(directory / f"{split}.jsonl")
         assert len(rows) == count
         for number, row in enumerate(rows):
             assert set(row) == {"id", "images", "question", "answer", "demonstration", "category"}
