@@ -1,7 +1,8 @@
 """Log-probabilities and entropy under a vocabulary split over tensor-parallel ranks, without the logits in memory.
 
 The output projection, the softmax and their gradient run over chunks of tokens; the backward pass computes each chunk's
-logits again. At any moment one float32 buffer [chunk, V / tp] exists.
+logits again. At any moment one float32 buffer [chunk, V / tp] exists. Under Megatron's DDP the weight's gradient is
+added to its gradient buffer chunk by chunk (main_grad.py); elsewhere autograd gets it as a tensor [V / tp, H].
 
 Shape suffixes: T tokens, H hidden, V vocabulary (this rank's part of it), C tokens of a chunk.
 """
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
+
+from megatron_apo.parallel.main_grad import add_product, gradient_buffer, no_gradient, product, reaches_the_parameter
 
 
 def vocab_parallel_logprobs(
@@ -37,8 +40,10 @@ def vocab_parallel_logprobs(
 
     float32 out (float64 from float64); half-precision products are taken to float32 before the softmax. The entropy,
     in nats, has no gradient; zeros without ``with_entropy``. Every rank of the group must call it with the same tokens;
-    the gradient of ``hidden_TH`` comes back summed over the group. ValueError for a label outside the vocabulary,
-    unequal shapes, and a temperature or chunk of 0 or less.
+    the gradient of ``hidden_TH`` comes back summed over the group. That of a parameter under Megatron's DDP goes to its
+    ``main_grad``; ``torch.autograd.grad`` of one raises RuntimeError, as none is returned.
+
+    ValueError for a label outside the vocabulary, unequal shapes, and a temperature or chunk of 0 or less.
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: must be above 0; greedy decoding has no log-probabilities")
@@ -83,12 +88,8 @@ class _Head:
 
     def logits(self, hidden_CH: torch.Tensor, weight_VH: torch.Tensor, forbidden: torch.Tensor) -> torch.Tensor:
         """[C, V] float32 (or float64) logits over the temperature, -inf where an id cannot be sampled."""
-        half = hidden_CH.dtype in (torch.bfloat16, torch.float16)
-        if half and hidden_CH.is_cuda:  # the product's own float32 accumulator, not rounded in between
-            logits_CV = torch.mm(hidden_CH, weight_VH.t(), out_dtype=torch.float32)
-        else:
-            logits_CV = torch.mm(hidden_CH, weight_VH.t())
-            logits_CV = logits_CV.float() if half else logits_CV
+        logits_CV = product(hidden_CH, weight_VH.t())
+        logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
         if self.temperature != 1.0:
             logits_CV.div_(self.temperature)
         if self.known < logits_CV.shape[1]:
@@ -140,6 +141,7 @@ class _VocabParallelLogprobs(torch.autograd.Function):
             if head.with_entropy:
                 entropy_T[rows] = log_sum_C + sums_CK[:, 2] / sums_CK[:, 1]
         ctx.head = head
+        ctx.main_grad = gradient_buffer(weight_VH)
         ctx.save_for_backward(hidden_TH, weight_VH, labels_T, normaliser_T, logprobs_T != -torch.inf, forbidden)
         ctx.mark_non_differentiable(entropy_T)
         ctx.set_materialize_grads(False)
@@ -155,11 +157,16 @@ class _VocabParallelLogprobs(torch.autograd.Function):
         hidden_TH, weight_VH, labels_T, normaliser_T, possible_T, forbidden = ctx.saved_tensors
         head: _Head = ctx.head
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        fused = needs_weight and ctx.main_grad is not None
+        if fused:
+            needs_weight = reaches_the_parameter(ctx, 1)
         # d logprob / d logits = onehot - p, over the temperature; none for a label that has probability 0.
         scale_T1 = grad_T.masked_fill(~possible_T, 0.0).div(head.temperature)[:, None]
         grad_hidden_TH = torch.zeros_like(hidden_TH) if needs_hidden else None
-        exact = torch.promote_types(weight_VH.dtype, torch.float32)
-        grad_weight_VH = torch.zeros_like(weight_VH, dtype=exact) if needs_weight else None
+        grad_weight_VH: torch.Tensor | None = None
+        if needs_weight:
+            exact = torch.promote_types(weight_VH.dtype, torch.float32)
+            grad_weight_VH = ctx.main_grad if fused else torch.zeros_like(weight_VH, dtype=exact)
         for start in range(0, labels_T.shape[0], head.chunk):
             rows = slice(start, start + head.chunk)
             hidden_CH, scale_C1 = hidden_TH[rows], scale_T1[rows]
@@ -170,10 +177,11 @@ class _VocabParallelLogprobs(torch.autograd.Function):
             grad_CV = grad_CV.to(hidden_TH.dtype)
             if grad_hidden_TH is not None:
                 torch.mm(grad_CV, weight_VH, out=grad_hidden_TH[rows])
-            if grad_weight_VH is not None and grad_weight_VH.dtype == grad_CV.dtype:
-                grad_weight_VH.addmm_(grad_CV.t(), hidden_CH)
-            elif grad_weight_VH is not None:
-                grad_weight_VH.add_(torch.mm(grad_CV.t(), hidden_CH))
+            if grad_weight_VH is not None:
+                add_product(grad_weight_VH, grad_CV, hidden_CH)
+            del grad_CV  # before the next chunk's comes into being
         if grad_hidden_TH is not None and labels_T.shape[0]:
             head.all_reduce(grad_hidden_TH)
-        return grad_hidden_TH, None if grad_weight_VH is None else grad_weight_VH.to(weight_VH.dtype), None, None
+        if grad_weight_VH is not None:
+            grad_weight_VH = no_gradient(weight_VH) if fused else grad_weight_VH.to(weight_VH.dtype)
+        return grad_hidden_TH, grad_weight_VH, None, None

@@ -171,9 +171,9 @@ def recomputed_vision(
 
 def between_layers(model: ModelSize, budget: Budget) -> float:
     """Bytes in the backward pass that nothing saved: float32 copies of hidden states, a projection's input gathered
-    again, gradients on their way. 20 bytes for each number of the hidden states, not cut over tensor ranks: the number
+    again, gradients on their way. 18 bytes for each number of the hidden states, not cut over tensor ranks: the number
     fits what is allocated (tests/distributed/test_planned_activations.py), it is not derived."""
-    return 20 * budget.tokens * model.hidden
+    return 18 * budget.tokens * model.hidden
 
 
 def final_norm(model: ModelSize, budget: Budget, *, split: int = 1) -> float:
@@ -182,8 +182,8 @@ def final_norm(model: ModelSize, budget: Budget, *, split: int = 1) -> float:
 
 
 def head(model: ModelSize, budget: Budget, *, tensor: int = 1) -> float:
-    """Bytes of the fused head: the hidden states it reads, one float32 chunk of logits and its gradient, the gradient
-    of the output matrix before it joins the buffer."""
+    """Bytes of the fused head: the hidden states it reads, one float32 chunk of logits and its gradient. That of the
+    output matrix is added to Megatron's buffer chunk by chunk."""
     e, vocab = BYTES[budget.dtype], -(-model.vocab // tensor)
     rows = min(budget.chunk, budget.tokens)
-    return budget.tokens * model.hidden * e + rows * vocab * (4 + e) + vocab * model.hidden * e
+    return budget.tokens * model.hidden * e + rows * vocab * (4 + e)

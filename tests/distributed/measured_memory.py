@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -91,7 +92,9 @@ class Allocated(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and (size := tensor.untyped_storage().nbytes()):
+            if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+                continue
+            if size := tensor.untyped_storage().nbytes():
                 storage = tensor.untyped_storage()
                 if storage.data_ptr() not in self._known:
                     self._known.add(storage.data_ptr())
@@ -133,9 +136,10 @@ def _microbatch(shape: QwenVLShape, sequences: list[Sequence]) -> Microbatch:
 def _measure(shape: QwenVLShape, sequences: list[Sequence], groups: Groups, settings: BuildSettings) -> dict[str, int]:
     torch.manual_seed(1)
     model = empty_chunks(shape, settings, groups)[0].train()
-    for parameter in model.parameters():  # a gradient goes into Megatron's buffer at once, which is planned by itself
-        parameter.register_post_accumulate_grad_hook(lambda each: setattr(each, "grad", None))
-    own = {each.untyped_storage().data_ptr() for each in [*model.parameters(), *model.buffers()]}
+    # Gradients go into Megatron's buffer, which is planned by itself.
+    wrapped = DistributedDataParallel(model.config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), model)
+    gradients = [buffer.grad_data for buffer in wrapped.buffers]
+    own = {each.untyped_storage().data_ptr() for each in [*model.parameters(), *model.buffers(), *gradients]}
     batch = cut_microbatch(
         _microbatch(shape, sequences),
         groups.context_rank,
@@ -146,8 +150,8 @@ def _measure(shape: QwenVLShape, sequences: list[Sequence], groups: Groups, sett
     saved, allocated = Saved(own), Allocated(own)
     with allocated:
         with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
-            hidden = run_model(model, batch, groups)
-            logprobs, _ = response_logprobs(hidden, model, batch, head, groups)
+            hidden = run_model(wrapped, batch, groups)
+            logprobs, _ = response_logprobs(hidden, wrapped, batch, head, groups)
         kept = saved.bytes()
         del saved, hidden
         logprobs.sum().backward()
