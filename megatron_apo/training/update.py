@@ -108,8 +108,10 @@ class Trainer:
     ) -> list[dict[str, float]]:
         """All optimizer updates of ``work``; one dictionary of metrics per update, the same on every rank.
 
-        ``before_step`` sees the metrics before the optimizer moves, on every rank alike, and may raise to stop it; its
-        second argument, which all ranks call or none, says which token engine and trainer differ most about.
+        ``before_step`` is called once, before the optimizer moves, on every rank alike, with how engine and trainer
+        agree, and may raise to stop it; its second argument, which all ranks call or none, says which token they differ
+        most about. Measured are the tokens of all updates where the trainer scores them first (several updates, pi_old
+        the trainer's), and otherwise those of the first update, in its own forward pass: later weights have moved.
         An update with a NaN or an infinity in loss, gradients or log-probabilities is skipped on every rank:
         parameters, optimizer and schedule stay as they are, and its one metric is ``optimizer/skipped_updates``, 1.
         Raises NonFiniteError when too many in a row are.
@@ -120,11 +122,12 @@ class Trainer:
             with self.state.reference.scoring() as reference:
                 updates = self._attach(updates, "ref_logprobs_T", reference)
         old = "engine" if self.settings.objective.old_logprobs == "engine" else "current"
-        if len(updates) > 1 and not self.settings.supervised:
-            # Later updates see moved weights: agreement and pi_old are taken for all of them before the first.
+        gated: int | None = 0
+        if len(updates) > 1 and old == "current" and not self.settings.supervised:
+            # Later updates see moved weights: pi_old is taken for all of them before the first.
             updates = self._attach(updates, "old_logprobs_T", self.state.model)
             self._check_agreement(updates, work.samples, before_step)
-            old = "stored" if old == "current" else old
+            old, gated = "stored", None
         results = []
         for index, batches in enumerate(updates):
             loss = LossSettings(
@@ -134,7 +137,7 @@ class Trainer:
                 old_logprobs=old,
                 supervised=self.settings.supervised,
             )
-            gate = before_step if len(updates) == 1 else None
+            gate = before_step if index == gated else None
             results.append(self._update(batches, work.samples, loss, gate))
         return results
 
