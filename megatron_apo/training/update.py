@@ -108,6 +108,7 @@ class Trainer:
     ) -> list[dict[str, float]]:
         """All optimizer updates of ``work``; one dictionary of metrics per update, the same on every rank.
 
+        Updates of equal microbatches (the epochs of a rollout) share them, and what is scored of them.
         ``before_step`` is called once, before the optimizer moves, on every rank alike, with how engine and trainer
         agree, and may raise to stop it; its second argument, which all ranks call or none, says which token they differ
         most about. Measured are the tokens of all updates where the trainer scores them first (several updates, pi_old
@@ -116,20 +117,22 @@ class Trainer:
         parameters, optimizer and schedule stay as they are, and its one metric is ``optimizer/skipped_updates``, 1.
         Raises NonFiniteError when too many in a row are.
         """
+        distinct = list(dict.fromkeys(work.updates))  # every epoch has the same: they are packed and scored once
         with phase(self.groups, "microbatches"):  # an image may be missing on one machine only
-            updates = [[self._microbatch(work.samples, indices) for indices in update] for update in work.updates]
+            updates = [[self._microbatch(work.samples, indices) for indices in update] for update in distinct]
         if self.state.reference is not None and self.settings.objective.kl.placement == "loss":
             with self.state.reference.scoring() as reference:
                 updates = self._attach(updates, "ref_logprobs_T", reference)
         old = "engine" if self.settings.objective.old_logprobs == "engine" else "current"
         gated: int | None = 0
-        if len(updates) > 1 and old == "current" and not self.settings.supervised:
+        if len(work.updates) > 1 and old == "current" and not self.settings.supervised:
             # Later updates see moved weights: pi_old is taken for all of them before the first.
             updates = self._attach(updates, "old_logprobs_T", self.state.model)
             self._check_agreement(updates, work.samples, before_step)
             old, gated = "stored", None
+        batches_of = dict(zip(distinct, updates, strict=True))
         results = []
-        for index, batches in enumerate(updates):
+        for index, update in enumerate(work.updates):
             loss = LossSettings(
                 objective=self.settings.objective,
                 kl_coefficient=work.scalars["kl_coefficient"],
@@ -138,7 +141,7 @@ class Trainer:
                 supervised=self.settings.supervised,
             )
             gate = before_step if index == gated else None
-            results.append(self._update(batches, work.samples, loss, gate))
+            results.append(self._update(batches_of[update], work.samples, loss, gate))
         return results
 
     def sequence_kl(self, work: ReplicaWork) -> list[float]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from megatron_apo.parallel.groups import Groups
-from megatron_apo.records import ReplicaWork
+from megatron_apo.records import Microbatch, ReplicaWork, TrainingSample
 from megatron_apo.training import update
 from megatron_apo.training.setup import TrainingState
 from megatron_apo.training.update import Trainer
@@ -39,7 +38,7 @@ def tokens_of(work: ReplicaWork, update: Update) -> int:
 
 
 class Watched:
-    """A trainer that keeps what it scored, with which model, and what the gate was shown."""
+    """A trainer that keeps what it packed, what it scored with which model, and what the gate was shown."""
 
     def __init__(self, checkpoint: str, groups: Groups, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
         self.trainer: Trainer
@@ -48,9 +47,16 @@ class Watched:
         self.scored: list[tuple[str, list[tuple[int, ...]]]] = []
         self.gates: list[dict[str, float]] = []
         self.moved: list[list[str]] = []
+        self.packed: list[Sequence[int]] = []
+        self.pack = self.trainer._microbatch
+        monkeypatch.setattr(self.trainer, "_microbatch", self._keep)
         self.start = snapshot(self.state)
         self.score = update.score_microbatches
         monkeypatch.setattr(update, "score_microbatches", self._watch)
+
+    def _keep(self, samples: Sequence[TrainingSample], indices: Sequence[int]) -> Microbatch:
+        self.packed.append(indices)
+        return self.pack(samples, indices)
 
     def _watch(self, model: list[Any], batches: Sequence[Any], *arguments: Any) -> list[torch.Tensor] | None:
         kind = "policy" if model is self.state.model else "reference"
@@ -68,7 +74,7 @@ class Watched:
 def disagreement(watched: Watched, work: ReplicaWork, *updates: Update) -> tuple[float, float, int]:
     """Sum and maximum of |trainer - engine| over the response tokens of ``updates``, and their number; scored apart."""
     trainer = watched.trainer
-    batches = [trainer._microbatch(work.samples, indices) for one in updates for indices in one]
+    batches = [watched.pack(work.samples, indices) for one in updates for indices in one]
     scored = watched.score(watched.state.model, batches, trainer.settings.head, trainer.groups)
     assert scored is not None
     found = torch.cat(
@@ -99,6 +105,31 @@ def test_engine_log_probabilities_cost_no_forward_pass(
     assert gate["gate/max"] == pytest.approx(largest, rel=1e-5)
     assert [result["optimizer/skipped_updates"] for result in results] == [0.0, 0.0]
     assert "weight" in {name.split()[0] for name in differences(watched.start, snapshot(watched.state))}
+
+
+@pytest.mark.parametrize("old", ["engine", "trainer"])
+def test_later_epochs_are_neither_packed_nor_scored_again(
+    old: str, checkpoint: str, one_process: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They train as if they were: copies of the samples, which are packed and scored apart, give the same numbers."""
+    once = work_of(one_process, FIRST, SECOND, FIRST, SECOND)
+    behind = len(once.samples)
+    copies = [tuple(tuple(index + behind for index in batch) for batch in one) for one in (FIRST, SECOND)]
+    apart = replace(once, samples=once.samples * 2, updates=(FIRST, SECOND, *copies))
+    found = []
+    for work, microbatches in ((once, 4), (apart, 8)):
+        with monkeypatch.context() as patch:
+            watched = Watched(checkpoint, one_process, patch, f"--objective.old_logprobs={old}")
+            results = watched.step(work)
+            assert [len(batches) for _, batches in watched.scored] == [microbatches] * len(watched.scored)
+            assert len(watched.packed) == microbatches
+            found.append((results, watched))
+    (results, watched), (expected, other) = found
+    assert results == expected and len(results) == 4
+    assert differences(snapshot(watched.state), snapshot(other.state)) == []
+    (gate,), (gate_apart,) = watched.gates, other.gates
+    assert gate["gate/max"] == gate_apart["gate/max"]
+    assert gate["gate/sum"] / gate["gate/count"] == pytest.approx(gate_apart["gate/sum"] / gate_apart["gate/count"])
 
 
 def test_a_gate_that_closes_leaves_everything_as_it_was(
