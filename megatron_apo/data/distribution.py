@@ -27,8 +27,8 @@ def distribute(
 
     A sequence counts as the next multiple of ``sequence_multiple`` tokens. ``costs`` says what sequences and images
     cost; see ``plan_microbatches`` for ``microbatch_multiple`` and ``pipeline``. Updates of the same samples, a
-    rollout's epochs, get the same microbatches. Adds to ``scalars`` the response tokens of each update over all
-    replicas, ``total_tokens/<update>``.
+    rollout's epochs, get the same microbatches, and one without samples gets none. Adds to ``scalars`` the response
+    tokens of each update over all replicas, ``total_tokens/<update>``.
     """
     totals = {
         f"total_tokens/{number}": float(sum(len(samples[i].response_ids) for i in batch))
@@ -36,8 +36,8 @@ def distribute(
     }
     work = [costs.sequence(len(sample.prompt_ids), len(sample.response_ids)) for sample in samples]
     images = image_costs(samples, costs)
-    plans = {
-        tuple(batch): plan_microbatches(
+    plans: dict[tuple[int, ...], list[list[list[int]]]] = {
+        batch: plan_microbatches(
             [-(-samples[i].length // sequence_multiple) * sequence_multiple for i in batch],
             tokens_per_microbatch=tokens_per_microbatch,
             data_parallel=data_parallel,
@@ -46,6 +46,8 @@ def distribute(
             pipeline=pipeline,
             microbatch_multiple=microbatch_multiple,
         )
+        if batch
+        else [[] for _ in range(data_parallel)]
         for batch in dict.fromkeys(map(tuple, updates))  # all epochs have one plan
     }
     works = []

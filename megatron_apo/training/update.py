@@ -115,24 +115,30 @@ class Trainer:
         the trainer's), and otherwise those of the first update, in its own forward pass: later weights have moved.
         An update with a NaN or an infinity in loss, gradients or log-probabilities is skipped on every rank:
         parameters, optimizer and schedule stay as they are, and its one metric is ``optimizer/skipped_updates``, 1.
-        Raises NonFiniteError when too many in a row are.
+        Raises NonFiniteError when too many in a row are. An update without microbatches moves nothing either; its one
+        metric is ``optimizer/empty_updates``, 1.
         """
-        distinct = list(dict.fromkeys(work.updates))  # every epoch has the same: they are packed and scored once
+        made = [index for index, update in enumerate(work.updates) if update]
+        # Every epoch has the same microbatches: they are packed and scored once.
+        distinct = list(dict.fromkeys(work.updates[index] for index in made))
         with phase(self.groups, "microbatches"):  # an image may be missing on one machine only
             updates = [[self._microbatch(work.samples, indices) for indices in update] for update in distinct]
-        if self.state.reference is not None and self.settings.objective.kl.placement == "loss":
+        if made and self.state.reference is not None and self.settings.objective.kl.placement == "loss":
             with self.state.reference.scoring() as reference:
                 updates = self._attach(updates, "ref_logprobs_T", reference)
         old = "engine" if self.settings.objective.old_logprobs == "engine" else "current"
-        gated: int | None = 0
-        if len(work.updates) > 1 and old == "current" and not self.settings.supervised:
+        gated = made[:1]
+        if len(made) > 1 and old == "current" and not self.settings.supervised:
             # Later updates see moved weights: pi_old is taken for all of them before the first.
             updates = self._attach(updates, "old_logprobs_T", self.state.model)
             self._check_agreement(updates, work.samples, before_step)
-            old, gated = "stored", None
+            old, gated = "stored", []
         batches_of = dict(zip(distinct, updates, strict=True))
         results = []
         for index, update in enumerate(work.updates):
+            if not update:
+                results.append({"optimizer/empty_updates": 1.0})
+                continue
             loss = LossSettings(
                 objective=self.settings.objective,
                 kl_coefficient=work.scalars["kl_coefficient"],
@@ -140,7 +146,7 @@ class Trainer:
                 old_logprobs=old,
                 supervised=self.settings.supervised,
             )
-            gate = before_step if index == gated else None
+            gate = before_step if index in gated else None
             results.append(self._update(batches_of[update], work.samples, loss, gate))
         return results
 
@@ -152,6 +158,8 @@ class Trainer:
         """
         assert self.state.reference is not None, "a KL in the reward needs a reference"
         (indices,) = work.updates
+        if not indices:
+            return [0.0] * int(work.scalars["samples"])
         with phase(self.groups, "microbatches"):
             batches = [self._microbatch(work.samples, chosen) for chosen in indices]
         with self.state.reference.scoring() as reference:

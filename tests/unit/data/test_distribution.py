@@ -55,6 +55,12 @@ def test_a_sample_of_several_epochs_travels_once_to_each_replica(monkeypatch: py
     assert sum(len(work.samples) for work in works) == len(SAMPLES)
 
 
+def test_an_update_without_samples_has_no_microbatch_on_any_replica() -> None:
+    works = distribute(SAMPLES, [[], [0, 1], []], tokens_per_microbatch=10, data_parallel=3, scalars={})
+    assert [[len(update) for update in work.updates] for work in works] == [[0, 1, 0]] * 3
+    assert works[0].scalars == {"total_tokens/0": 0.0, "total_tokens/1": 3.0, "total_tokens/2": 0.0}
+
+
 def test_a_replica_without_samples_has_empty_microbatches() -> None:
     works = distribute(SAMPLES[:1], [[0]], tokens_per_microbatch=10, data_parallel=2, scalars={})
     assert [work.updates for work in works] == [(((0,),),), (((),),)]

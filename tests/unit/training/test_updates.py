@@ -132,6 +132,29 @@ def test_later_epochs_are_neither_packed_nor_scored_again(
     assert gate["gate/sum"] / gate["gate/count"] == pytest.approx(gate_apart["gate/sum"] / gate_apart["gate/count"])
 
 
+def test_an_update_with_nothing_to_train_on_moves_nothing(
+    checkpoint: str, one_process: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither weights nor Adam's momentum nor the schedule; the others are as if it were not there."""
+    schedule = ("--optimizer.schedule=linear", "--optimizer.warmup_steps=2")
+    with monkeypatch.context() as patch:
+        alone = Watched(checkpoint, one_process, patch, *schedule)
+        expected = alone.step(work_of(one_process, FIRST, SECOND))
+    watched = Watched(checkpoint, one_process, monkeypatch, *schedule)
+    empty = {"optimizer/empty_updates": 1.0}
+    found = watched.step(work_of(one_process, (), FIRST, (), SECOND, ()))
+    assert found == [empty, expected[0], empty, expected[1], empty]
+    assert watched.scored == alone.scored and watched.gates == alone.gates
+    before = snapshot(watched.state)
+    assert differences(before, snapshot(alone.state)) == []
+    watched.trainer.skipped_in_a_row = 2
+    assert watched.step(work_of(one_process, (), ())) == [empty, empty]
+    assert differences(before, snapshot(watched.state)) == []
+    assert watched.trainer.skipped_in_a_row == 2, "neither one more of a row nor the end of it"
+    assert len(watched.gates) == 1
+    assert watched.step(work_of(one_process, (), FIRST))[1]["policy/ratio"] == 1.0, "the only update is the first"
+
+
 def test_a_gate_that_closes_leaves_everything_as_it_was(
     checkpoint: str, one_process: Groups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
