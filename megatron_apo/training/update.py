@@ -172,11 +172,11 @@ class Trainer:
                 rows = batch.response_mask_T
                 policy = batch.rollout_logprobs_T if batch.old_logprobs_T is None else batch.old_logprobs_T
                 assert batch.ref_logprobs_T is not None
-                kl = kl_divergence(
-                    policy[rows], batch.ref_logprobs_T[rows], estimator=self.settings.objective.kl.estimator
-                )
+                # In float64: exp of a difference above 88 is no float32, and such a response would go unpunished.
+                own, reference_own = policy[rows].double(), batch.ref_logprobs_T[rows].double()
+                kl = kl_divergence(own, reference_own, estimator=self.settings.objective.kl.estimator)
                 numbers = torch.tensor([work.numbers[index] for index in batch.sample_indices], dtype=torch.int64)
-                totals.index_add_(0, numbers[response_sequences(batch)[0].cpu()], kl.double().cpu())
+                totals.index_add_(0, numbers[response_sequences(batch)[0].cpu()], kl.cpu())
         return sum_over_ranks(totals, self.groups).tolist()
 
     def _attach(self, updates: list[list[Microbatch]], field: str, model: list[Any]) -> list[list[Microbatch]]:
