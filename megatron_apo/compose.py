@@ -17,7 +17,7 @@ from megatron_apo.evaluation.evaluate import evaluate_prompts, evaluation_sampli
 from megatron_apo.evaluation.scoring import Evaluation
 from megatron_apo.evaluation.tables import plain_table, read_evaluations, write_evaluations
 from megatron_apo.loop import Controller, LiveRollouts, LoopParts, run_loop, step_sampling
-from megatron_apo.objective.objective import needs_reference
+from megatron_apo.objective.objective import needs_reference, scoring_passes
 from megatron_apo.objective.samples import ShapedStep
 from megatron_apo.observability.alarms import AlarmError, Alarms, build_alarms
 from megatron_apo.observability.console import say
@@ -220,7 +220,7 @@ class Run:
 
     def costs(self) -> CostModel:
         """What a step spends on sequences and images: the update, and what is scored before it."""
-        scored = int(needs_reference(self.config.objective)) + int(self.updates_per_step > 1)
+        scored = scoring_passes(self.config.objective, self.updates_per_step)
         return training_costs(self.state.shape, self.config.model, extra_forward=scored)
 
     def save(self, step: int, version: int) -> None:

@@ -23,19 +23,9 @@ def refill_size(contrast: Sequence[bool], wanted: int) -> int:
     return min(wanted, -(-(wanted - found) * drawn // found)) if found else wanted
 
 
-def mark_dropped(
-    groups: Sequence[RolloutGroup], contrast: Sequence[bool], *, wanted: int, at_least: int
-) -> list[RolloutGroup]:
-    """The groups, those that are not trained on marked as dropped: at most ``wanted`` stay, in the order drawn.
-
-    With fewer than ``at_least`` groups with contrast (an update needs a prompt of its own), groups of the first round
-    without any stay too, as they would without refills.
-    """
-    kept = [place for place, has in enumerate(contrast) if has][:wanted]
-    if len(kept) < at_least:
-        idle = [place for place, group in enumerate(groups) if not contrast[place] and group.round == 0]
-        kept += idle[: wanted - len(kept)]
-    stays = set(kept)
+def mark_dropped(groups: Sequence[RolloutGroup], contrast: Sequence[bool], *, wanted: int) -> list[RolloutGroup]:
+    """The groups, those that are not trained on marked as dropped: at most ``wanted`` stay, in the order drawn."""
+    stays = set([place for place, has in enumerate(contrast) if has][:wanted])
     return [
         replace(group, dropped="" if place in stays else "surplus" if contrast[place] else "no_contrast")
         for place, group in enumerate(groups)

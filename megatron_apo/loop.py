@@ -19,6 +19,7 @@ from megatron_apo.dynamic_sampling import mark_dropped, refill_metrics, refill_s
 from megatron_apo.objective.mismatch import mismatch_metrics
 from megatron_apo.objective.objective import kl_coefficient, needs_reference
 from megatron_apo.objective.samples import ShapedStep, have_contrast, scoring_samples, shape_step
+from megatron_apo.observability.console import say
 from megatron_apo.observability.metrics import rollout_metrics
 from megatron_apo.observability.timers import PhaseTimer
 from megatron_apo.parallel.groups import Groups
@@ -138,7 +139,7 @@ def draw(
             break  # enough, or no prompt left (of a recording: no further round)
         spare, groups = spare[size:], [*groups, *more]
         contrast += have_contrast(more, config.objective, forbidden_token_ids=forbidden_token_ids)
-    return mark_dropped(groups, contrast, wanted=wanted, at_least=config.training.updates_per_rollout)
+    return mark_dropped(groups, contrast, wanted=wanted)
 
 
 def _plan(parts: LoopParts, shaped: ShapedStep, step: int) -> list[ReplicaWork]:
@@ -253,6 +254,12 @@ def run_step(parts: LoopParts, step: int, version: int, timer: PhaseTimer) -> St
         synced = parts.sync(version + 1)
     metrics = _over_updates(updates) | agreement | synced
     if shaped is not None:
+        if not shaped.samples:
+            say(
+                f"step {step}: none of the {sum(len(group.rollouts) for group in drawn)} responses can be trained on, "
+                "parameters and optimizer stay as they are; apo/zero_variance_groups, rollout/truncated and "
+                "reward/grader_error say why"
+            )
         metrics |= rollout_metrics(drawn) | shaped.metrics | {"kl/coefficient": work.scalars["kl_coefficient"]}
         metrics |= penalised
         if parts.config.rollout.refill_rounds:
@@ -262,11 +269,12 @@ def run_step(parts: LoopParts, step: int, version: int, timer: PhaseTimer) -> St
 
 
 def _over_updates(updates: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over the updates that were made, and how many were skipped."""
-    internal, counted = ("gate/", "count/"), "optimizer/skipped_updates"
+    """Means over the updates that were made, and how many were skipped or had nothing to train on."""
+    internal, counted = ("gate/", "count/"), ("optimizer/skipped_updates", "optimizer/empty_updates")
     names = {name: None for update in updates for name in update if not name.startswith(internal)}
     found = {name: [update[name] for update in updates if name in update] for name in names}
-    return {name: sum(values) / (1 if name == counted else len(values)) for name, values in found.items()}
+    means = {name: sum(values) / len(values) for name, values in found.items()}
+    return means | {name: sum(update.get(name, 0.0) for update in updates) for name in counted}
 
 
 def _throughput(drawn: Sequence[RolloutGroup], seconds: dict[str, float]) -> dict[str, float]:

@@ -166,7 +166,8 @@ class Microbatch:
 class ReplicaWork:
     """One data-parallel replica's part of a step.
 
-    ``updates[u][m]`` lists the samples of microbatch m of optimizer update u; every replica has as many microbatches.
+    ``updates[u][m]`` lists the samples of microbatch m of optimizer update u; every replica has as many microbatches,
+    none in an update without samples.
     ``scalars`` are the same on all replicas. ``numbers``: which of the step's samples each of ``samples`` is.
     """
 

@@ -26,7 +26,8 @@ def distribute(
     """One ``ReplicaWork`` per data-parallel rank: its samples, renumbered, in microbatches of each update.
 
     A sequence counts as the next multiple of ``sequence_multiple`` tokens. ``costs`` says what sequences and images
-    cost; see ``plan_microbatches`` for ``microbatch_multiple`` and ``pipeline``. Adds to ``scalars`` the response
+    cost; see ``plan_microbatches`` for ``microbatch_multiple`` and ``pipeline``. Updates of the same samples, a
+    rollout's epochs, get the same microbatches, and one without samples gets none. Adds to ``scalars`` the response
     tokens of each update over all replicas, ``total_tokens/<update>``.
     """
     totals = {
@@ -35,8 +36,8 @@ def distribute(
     }
     work = [costs.sequence(len(sample.prompt_ids), len(sample.response_ids)) for sample in samples]
     images = image_costs(samples, costs)
-    plans = [
-        plan_microbatches(
+    plans: dict[tuple[int, ...], list[list[list[int]]]] = {
+        batch: plan_microbatches(
             [-(-samples[i].length // sequence_multiple) * sequence_multiple for i in batch],
             tokens_per_microbatch=tokens_per_microbatch,
             data_parallel=data_parallel,
@@ -45,15 +46,17 @@ def distribute(
             pipeline=pipeline,
             microbatch_multiple=microbatch_multiple,
         )
-        for batch in updates
-    ]
+        if batch
+        else [[] for _ in range(data_parallel)]
+        for batch in dict.fromkeys(map(tuple, updates))  # all epochs have one plan
+    }
     works = []
     for rank in range(data_parallel):
         place: dict[int, int] = {}  # a sample that several epochs use travels once
         cut = []
-        for batch, plan in zip(updates, plans, strict=True):
+        for batch in updates:
             microbatches = []
-            for members in plan[rank]:
+            for members in plans[tuple(batch)][rank]:
                 for index in (batch[member] for member in members):
                     place.setdefault(index, len(place))
                 microbatches.append(tuple(place[batch[member]] for member in members))

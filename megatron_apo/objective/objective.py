@@ -117,6 +117,18 @@ def needs_reference(settings: ObjectiveConfig) -> bool:
     return has_kl(settings.kl)
 
 
+def scoring_passes(settings: ObjectiveConfig, updates: int) -> int:
+    """Forward passes over the responses before the first of a rollout's ``updates``: reference's and policy's.
+
+    The policy's own log-probabilities are scored for the later updates, and for a KL in the reward; not where
+    ``old_logprobs`` "engine" says that the engine's are they.
+    """
+    reference = needs_reference(settings)
+    penalised = reference and settings.kl.placement == "reward"
+    policy = int(updates > 1) + int(penalised) if settings.old_logprobs == "trainer" else 0
+    return int(reference) + policy
+
+
 def token_objective(
     logprobs_T: torch.Tensor,
     old_logprobs_T: torch.Tensor,

@@ -18,7 +18,7 @@ from megatron_apo.records import RolloutGroup, TrainingSample
 
 @dataclass(frozen=True)
 class ShapedStep:
-    """A step's samples. ``updates`` lists, per optimizer update, indices into ``samples``.
+    """A step's samples. ``updates`` lists, per optimizer update, indices into ``samples``; none where none is left.
 
     ``shaping`` holds, per group and response, what the log and the report show: raw advantage, advantage after STCR,
     STCR multiplier and DADS weight. ``metrics`` are means over the judged responses.
@@ -93,6 +93,19 @@ def _included(rollout_group: RolloutGroup, index: int, valid: bool, settings: Ob
     return valid and not (settings.overlong.policy == "mask" and truncated)
 
 
+def _trainable(
+    groups: Sequence[RolloutGroup], settings: ObjectiveConfig, shaped: ShapedGroups, valid: torch.Tensor
+) -> list[list[tuple[int, int]]]:
+    """(group, response) of what is trained on, of each group that has any."""
+    varied_P = (shaped.advantages_PG != 0).any(dim=1).tolist()
+    found = [
+        [(p, g) for g in range(len(group.rollouts)) if _included(group, g, bool(valid[p, g]), settings)]
+        for p, group in enumerate(groups)
+        if not group.dropped and (varied_P[p] or not settings.drop_zero_variance)
+    ]
+    return [members for members in found if members]
+
+
 def shape_step(
     groups: Sequence[RolloutGroup],
     settings: ObjectiveConfig,
@@ -105,43 +118,33 @@ def shape_step(
 ) -> ShapedStep:
     """Shapes scored groups and cuts them, whole prompts together, into ``updates`` batches, ``epochs`` times over.
 
-    The reduction's weights are those of each update's own batch. Responses that the grader could not judge, that
-    were aborted, or that ``overlong.policy`` "mask" leaves out are no samples; the last count in their group all the
-    same (DAPO masks their loss alone: arXiv:2503.14476, section 3.4). Nor is a response with a token of
-    ``forbidden_token_ids``: the policy gives it probability 0, so it was drawn from another one (a recording made
-    elsewhere); such responses are counted in ``rollout/forbidden_tokens``. ``drop_zero_variance`` leaves out groups
-    whose advantages are all 0 (DAPO, arXiv:2503.14476, section 3.2), unless an update would be left with nothing.
-    Groups that dynamic sampling marked as dropped are shaped, for the log, but are no samples. ``penalties``, by group
-    and response, are taken off the rewards (a KL placed there); ``max_tokens`` is the longest response that could be
-    drawn, for the reduction "constant". Raises ValueError when there are fewer prompts than updates, or nothing is left
-    to train on.
+    The groups that have something to train on are dealt evenly over the updates, in their order; with fewer of them
+    than updates some updates are empty. The reduction's weights are those of each update's own batch. Responses that
+    the grader could not judge, that were aborted, or that ``overlong.policy`` "mask" leaves out are no samples; the
+    last count in their group all the same (DAPO masks their loss alone: arXiv:2503.14476, section 3.4). Nor is a
+    response with a token of ``forbidden_token_ids``: the policy gives it probability 0, so it was drawn from another
+    one (a recording made elsewhere); such responses are counted in ``rollout/forbidden_tokens``.
+    ``drop_zero_variance`` leaves out groups whose advantages are all 0 (DAPO, arXiv:2503.14476, section 3.2). Groups
+    that dynamic sampling marked as dropped are shaped, for the log, but are no samples. ``penalties``, by group and
+    response, are taken off the rewards (a KL placed there); ``max_tokens`` is the longest response that could be drawn,
+    for the reduction "constant". Raises ValueError when there are fewer prompts than updates.
     """
-    kept = [p for p, group in enumerate(groups) if not group.dropped]
-    if len(kept) < updates:
+    if len(groups) < updates:
         raise ValueError(
-            f"training.updates_per_rollout={updates}: more than the {len(kept)} prompts of a rollout; lower it or "
+            f"training.updates_per_rollout={updates}: more than the {len(groups)} prompts of a rollout; lower it or "
             "raise rollout.prompts_per_step"
         )
     possible_PG = _possible(groups, forbidden_token_ids)
     shaped, valid = _shape(groups, settings, possible_PG, penalties)
-    varied_P = (shaped.advantages_PG != 0).any(dim=1).tolist()
+    trainable = _trainable(groups, settings, shaped, valid)
     samples: list[TrainingSample] = []
     batches: list[tuple[int, ...]] = []
     for update in range(updates):
-        first, last = len(kept) * update // updates, len(kept) * (update + 1) // updates
-        chosen = [
-            (p, g)
-            for p in kept[first:last]
-            for g in range(len(groups[p].rollouts))
-            if _included(groups[p], g, bool(valid[p, g]), settings)
-        ]
-        if settings.drop_zero_variance:
-            chosen = [(p, g) for p, g in chosen if varied_P[p]] or chosen
+        first, last = len(trainable) * update // updates, len(trainable) * (update + 1) // updates
+        chosen = [place for members in trainable[first:last] for place in members]
         if not chosen:
-            raise ValueError(
-                "no response of this update can be trained on: all were aborted, unjudged, impossible, or cut and "
-                "left out by objective.overlong.policy=mask; raise sampling.max_tokens, or set it to train"
-            )
+            batches.append(())
+            continue
         lengths = torch.tensor([len(groups[p].rollouts[g].token_ids) for p, g in chosen])
         everyone = torch.ones(len(chosen), dtype=torch.bool)
         policy = token_weights(

@@ -230,18 +230,21 @@ def _evaluation_table(evaluations: Mapping[str, Evaluation]) -> str:
 
 
 def _alarm_table(metrics: Metrics) -> str:
-    """When which alarm rang, and how many updates were skipped; nothing of a run without either."""
+    """When which alarm rang, and how many updates were skipped or empty; nothing of a run without any of it."""
     rows = [
         f"<tr><td><b>{ring.name}</b></td><td>{WATCHED[ring.name].metric}</td><td>{_steps(ring, metrics)}</td>"
         f"<td>{'' if ring.worst is None else f'{ring.worst:.4g}'}</td></tr>"
         for ring in rings(metrics)
     ]
     skipped = sum(count for _, count in curve(metrics, "optimizer/skipped_updates"))
-    if not rows and not skipped:
+    empty = sum(count for _, count in curve(metrics, "optimizer/empty_updates"))
+    if not rows and not skipped and not empty:
         return ""
     parts = ['<h2>Alarms</h2><p class="soft">Metrics that stayed beyond their limits of alarms.warn.']
     if skipped:
         parts.append(f" {skipped:.0f} updates were skipped: something was NaN or infinite, and nothing was moved.")
+    if empty:
+        parts.append(f" {empty:.0f} updates had no response to train on and were left out.")
     parts.append("</p>")
     if rows:
         head = "<tr><th>alarm</th><th>metric</th><th>steps</th><th>farthest value</th></tr>"

@@ -108,25 +108,37 @@ class Trainer:
     ) -> list[dict[str, float]]:
         """All optimizer updates of ``work``; one dictionary of metrics per update, the same on every rank.
 
-        ``before_step`` sees the metrics before the optimizer moves, on every rank alike, and may raise to stop it; its
-        second argument, which all ranks call or none, says which token engine and trainer differ most about.
+        Updates of equal microbatches (the epochs of a rollout) share them, and what is scored of them.
+        ``before_step`` is called once, before the optimizer moves, on every rank alike, with how engine and trainer
+        agree, and may raise to stop it; its second argument, which all ranks call or none, says which token they differ
+        most about. Measured are the tokens of all updates where the trainer scores them first (several updates, pi_old
+        the trainer's), and otherwise those of the first update, in its own forward pass: later weights have moved.
         An update with a NaN or an infinity in loss, gradients or log-probabilities is skipped on every rank:
         parameters, optimizer and schedule stay as they are, and its one metric is ``optimizer/skipped_updates``, 1.
-        Raises NonFiniteError when too many in a row are.
+        Raises NonFiniteError when too many in a row are. An update without microbatches moves nothing either; its one
+        metric is ``optimizer/empty_updates``, 1.
         """
+        made = [index for index, update in enumerate(work.updates) if update]
+        # Every epoch has the same microbatches: they are packed and scored once.
+        distinct = list(dict.fromkeys(work.updates[index] for index in made))
         with phase(self.groups, "microbatches"):  # an image may be missing on one machine only
-            updates = [[self._microbatch(work.samples, indices) for indices in update] for update in work.updates]
-        if self.state.reference is not None and self.settings.objective.kl.placement == "loss":
+            updates = [[self._microbatch(work.samples, indices) for indices in update] for update in distinct]
+        if made and self.state.reference is not None and self.settings.objective.kl.placement == "loss":
             with self.state.reference.scoring() as reference:
                 updates = self._attach(updates, "ref_logprobs_T", reference)
         old = "engine" if self.settings.objective.old_logprobs == "engine" else "current"
-        if len(updates) > 1 and not self.settings.supervised:
-            # Later updates see moved weights: agreement and pi_old are taken for all of them before the first.
+        gated = made[:1]
+        if len(made) > 1 and old == "current" and not self.settings.supervised:
+            # Later updates see moved weights: pi_old is taken for all of them before the first.
             updates = self._attach(updates, "old_logprobs_T", self.state.model)
             self._check_agreement(updates, work.samples, before_step)
-            old = "stored" if old == "current" else old
+            old, gated = "stored", []
+        batches_of = dict(zip(distinct, updates, strict=True))
         results = []
-        for index, batches in enumerate(updates):
+        for index, update in enumerate(work.updates):
+            if not update:
+                results.append({"optimizer/empty_updates": 1.0})
+                continue
             loss = LossSettings(
                 objective=self.settings.objective,
                 kl_coefficient=work.scalars["kl_coefficient"],
@@ -134,8 +146,8 @@ class Trainer:
                 old_logprobs=old,
                 supervised=self.settings.supervised,
             )
-            gate = before_step if len(updates) == 1 else None
-            results.append(self._update(batches, work.samples, loss, gate))
+            gate = before_step if index in gated else None
+            results.append(self._update(batches_of[update], work.samples, loss, gate))
         return results
 
     def sequence_kl(self, work: ReplicaWork) -> list[float]:
@@ -146,6 +158,8 @@ class Trainer:
         """
         assert self.state.reference is not None, "a KL in the reward needs a reference"
         (indices,) = work.updates
+        if not indices:
+            return [0.0] * int(work.scalars["samples"])
         with phase(self.groups, "microbatches"):
             batches = [self._microbatch(work.samples, chosen) for chosen in indices]
         with self.state.reference.scoring() as reference:
@@ -158,11 +172,11 @@ class Trainer:
                 rows = batch.response_mask_T
                 policy = batch.rollout_logprobs_T if batch.old_logprobs_T is None else batch.old_logprobs_T
                 assert batch.ref_logprobs_T is not None
-                kl = kl_divergence(
-                    policy[rows], batch.ref_logprobs_T[rows], estimator=self.settings.objective.kl.estimator
-                )
+                # In float64: exp of a difference above 88 is no float32, and such a response would go unpunished.
+                own, reference_own = policy[rows].double(), batch.ref_logprobs_T[rows].double()
+                kl = kl_divergence(own, reference_own, estimator=self.settings.objective.kl.estimator)
                 numbers = torch.tensor([work.numbers[index] for index in batch.sample_indices], dtype=torch.int64)
-                totals.index_add_(0, numbers[response_sequences(batch)[0].cpu()], kl.double().cpu())
+                totals.index_add_(0, numbers[response_sequences(batch)[0].cpu()], kl.cpu())
         return sum_over_ranks(totals, self.groups).tolist()
 
     def _attach(self, updates: list[list[Microbatch]], field: str, model: list[Any]) -> list[list[Microbatch]]:

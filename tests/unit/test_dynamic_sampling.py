@@ -104,28 +104,26 @@ def test_at_most_prompts_per_step_are_trained_on_in_the_order_drawn() -> None:
     assert {sample.prompt_id for sample in step.samples} == set(kept(groups)) and len(step.shaping) == len(groups)
     assert refill_metrics(groups)["rollout/groups_dropped"] == len(groups) - 8
     two_draws = [*drawn(every=1)[0], *drawn(every=1, step=2)[0]]
-    surplus = mark_dropped(two_draws, [True] * 16, wanted=8, at_least=1)
+    surplus = mark_dropped(two_draws, [True] * 16, wanted=8)
     assert [group.dropped for group in surplus] == [""] * 8 + ["surplus"] * 8
     assert {sample.prompt_id for sample in shape_step(surplus, CONFIG.objective).samples} == set(kept(surplus))
 
 
 def test_the_bound_and_the_last_prompt_end_it() -> None:
-    """Without any contrast: 1 + 3 draws of 8; with 9 further rounds the 40 prompts end it. The first draw stays."""
+    """Without any contrast: 1 + 3 draws of 8; with 9 further rounds the 40 prompts end it. Nothing is trained on."""
     groups, engine = drawn(every=1000)
     assert [len(names) for names, _ in engine.asked] == [8, 8, 8, 8]
-    assert kept(groups) == engine.asked[0][0]
+    assert kept(groups) == [] and shape_step(groups, CONFIG.objective).samples == ()
     more = replace(CONFIG, rollout=replace(CONFIG.rollout, refill_rounds=9))
     everyone, engine = drawn(every=1000, config=more)
     assert len(everyone) == 40 and len(engine.asked) == 5
     assert refill_metrics(everyone)["rollout/rounds"] == 5
 
 
-def test_too_few_for_every_update_keeps_groups_of_the_first_draw() -> None:
+def test_groups_without_contrast_never_fill_an_update() -> None:
     groups = [RolloutGroup(prompt, (), round=int(place > 2)) for place, prompt in enumerate(PROMPTS[:6])]
-    marked = mark_dropped(groups, [False, False, False, True, False, False], wanted=3, at_least=2)
-    assert kept(marked) == ["1", "2", "4"]
-    assert kept(mark_dropped(groups, [False] * 6, wanted=3, at_least=1)) == ["1", "2", "3"]
-    assert kept(mark_dropped(groups, [False, False, False, True, False, False], wanted=3, at_least=1)) == ["4"]
+    assert kept(mark_dropped(groups, [False, False, False, True, False, False], wanted=3)) == ["4"]
+    assert kept(mark_dropped(groups, [False] * 6, wanted=3)) == []
 
 
 def test_errors_of_earlier_rounds_are_counted_with_them() -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from megatron_apo.data import distribution
 from megatron_apo.data.distribution import distribute
 from megatron_apo.records import ReplicaWork, TrainingSample
 
@@ -39,14 +40,25 @@ def test_totals_are_of_all_replicas() -> None:
         assert work.scalars == {"kl_coefficient": 0.5, "total_tokens/0": 11.0, "total_tokens/1": 15.0}
 
 
-def test_a_sample_of_several_epochs_travels_once_to_each_replica() -> None:
+def test_a_sample_of_several_epochs_travels_once_to_each_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same microbatches each time, which are planned once."""
+    plan, planned = distribution.plan_microbatches, []
+    monkeypatch.setattr(distribution, "plan_microbatches", lambda *a, **k: planned.append(a) or plan(*a, **k))
     epochs = [*UPDATES, *UPDATES]
     works = distribute(SAMPLES, epochs, tokens_per_microbatch=12, data_parallel=2, scalars={})
+    assert len(planned) == len(UPDATES)
     for work in works:
+        assert work.updates[:2] == work.updates[2:]
         values = [sample.advantage for sample in work.samples]
         assert len(values) == len(set(values))
         assert advantages(work, 0) == advantages(work, 2) and advantages(work, 1) == advantages(work, 3)
     assert sum(len(work.samples) for work in works) == len(SAMPLES)
+
+
+def test_an_update_without_samples_has_no_microbatch_on_any_replica() -> None:
+    works = distribute(SAMPLES, [[], [0, 1], []], tokens_per_microbatch=10, data_parallel=3, scalars={})
+    assert [[len(update) for update in work.updates] for work in works] == [[0, 1, 0]] * 3
+    assert works[0].scalars == {"total_tokens/0": 0.0, "total_tokens/1": 3.0, "total_tokens/2": 0.0}
 
 
 def test_a_replica_without_samples_has_empty_microbatches() -> None:

@@ -67,7 +67,8 @@ def rollout_groups(prompts: Sequence[Sequence[Answer]]) -> list[RolloutGroup]:
     return groups
 
 
-def _batch(samples: Sequence[TrainingSample], indices: Sequence[int]) -> Microbatch:
+def packed_batch(samples: Sequence[TrainingSample], indices: Sequence[int]) -> Microbatch:
+    """``indices`` of imageless ``samples``, packed on one rank."""
     return build_microbatch(
         samples,
         indices,
@@ -132,7 +133,7 @@ def train(prompts: Sequence[Sequence[Answer]], config: Config, *, updates: int, 
         leaves: Gradients = {}
         for work in works:  # what Megatron's schedule and its DDP add up
             for indices in work.updates[number]:
-                batch = _batch(work.samples, indices)
+                batch = packed_batch(work.samples, indices)
                 places = [(int(s.prompt_id), s.response_ids[0] % 1000) for s in (work.samples[i] for i in indices)]
                 answers = [prompts[p][g] for p, g in places]
                 own = {place: _f64(a.policy).requires_grad_() for place, a in zip(places, answers, strict=True)}

@@ -33,6 +33,8 @@ def test_nothing_is_forbidden_unless_said() -> None:
     assert len(shaped.samples) == 2 and "rollout/forbidden_tokens" not in shaped.metrics
 
 
-def test_a_step_without_a_possible_response_is_refused() -> None:
-    with pytest.raises(ValueError, match="no response of this update can be trained on"):
-        shape_step([group([1.0, 0.0], [(VISION,), (VISION, 1)])], ObjectiveConfig(), forbidden_token_ids=(VISION,))
+def test_a_step_without_a_possible_response_has_no_sample() -> None:
+    drawn = group([1.0, 0.0], [(VISION,), (VISION, 1)])
+    shaped = shape_step([drawn], ObjectiveConfig(), forbidden_token_ids=(VISION,))
+    assert shaped.samples == () and shaped.updates == ((),)
+    assert shaped.metrics["rollout/forbidden_tokens"] == 2

@@ -22,6 +22,7 @@ from megatron_apo.objective.objective import (
     TokenObjective,
     kl_coefficient,
     needs_reference,
+    scoring_passes,
     shape_groups,
     token_objective,
 )
@@ -69,6 +70,14 @@ def test_kl_schedules() -> None:
     assert kl_coefficient(preset("grpo_d"), 30, 100) == pytest.approx(0.04)
     assert kl_coefficient(preset("grpo_d"), 6, 20) == pytest.approx(0.04)  # 0.3 of the steps of any run
     assert [needs_reference(preset(name)) for name in ("apo", "grpo_d", "dapo")] == [True, True, False]
+
+
+def test_what_is_scored_before_the_first_update() -> None:
+    """The reference's pass and the policy's own, which engine log-probabilities spare."""
+    for name, own in {"apo": [1, 2], "dapo": [0, 1], "rloo": [2, 3]}.items():
+        assert [scoring_passes(preset(name), updates) for updates in (1, 4)] == own, name
+        engine = dataclasses.replace(preset(name), old_logprobs="engine")
+        assert {scoring_passes(engine, updates) for updates in (1, 4)} == {int(needs_reference(engine))}, name
 
 
 def run(logprobs: torch.Tensor, rows: slice = slice(None), **changes: Any) -> TokenObjective:

@@ -84,7 +84,7 @@ def test_groups_without_contrast_are_dropped_when_asked() -> None:
     assert len(kept.shaping) == 3 and kept.metrics["apo/zero_variance_groups"] == pytest.approx(2 / 3)
     assert len(shape_step(groups, PLAIN).samples) == 6
     equal = shape_step([groups[0], groups[2]], replace(PLAIN, drop_zero_variance=True))
-    assert len(equal.samples) == 4, "an update with nothing else keeps them"
+    assert equal.samples == () and equal.updates == ((),) and len(equal.shaping) == 2
 
 
 def test_epochs_repeat_the_updates() -> None:
@@ -150,9 +150,32 @@ def test_too_many_updates_are_refused() -> None:
         shape_step([group("a", RIGHT, WRONG)] * 2, PLAIN, updates=3)
 
 
-def test_nothing_left_is_refused() -> None:
-    with pytest.raises(ValueError, match="no response of this update can be trained on"):
-        shape_step([group("a", CUT, ABORTED)], MASKED)
+def test_trainable_groups_are_dealt_evenly_over_the_updates() -> None:
+    """Of eight groups in the order drawn four are trained on: two in each of two updates, wherever they came."""
+    nothing = [group("cut", CUT, CUT), group("gone", ABORTED, ABORTED), group("odd", UNJUDGED, ABORTED)]
+    groups = [
+        *nothing,
+        *(group(str(n), RIGHT, WRONG) for n in range(4)),
+        replace(group("x", RIGHT, WRONG), dropped="surplus"),
+    ]
+    step = shape_step(groups, MASKED, updates=2)
+    prompts = [[step.samples[i].prompt_id for i in batch] for batch in step.updates]
+    assert prompts == [["0", "0", "1", "1"], ["2", "2", "3", "3"]]
+    for batch in step.updates:
+        weights = [step.samples[i].policy_weight * len(step.samples[i].response_ids) for i in batch]
+        assert sum(weights) == pytest.approx(1.0)
+    dropping = replace(PLAIN, drop_zero_variance=True)
+    equal = [group(str(n), *(RIGHT, WRONG if n in (0, 1, 2) else RIGHT)) for n in range(6)]
+    assert [len(batch) for batch in shape_step(equal, dropping, updates=3).updates] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(("trainable", "sizes"), [(0, [0, 0, 0]), (1, [0, 0, 2]), (2, [0, 2, 2])])
+def test_fewer_trainable_groups_than_updates_leave_some_empty(trainable: int, sizes: list[int]) -> None:
+    groups = [group("a", CUT, ABORTED), *(group(str(n), RIGHT, WRONG) for n in range(trainable)), group("b", CUT, CUT)]
+    groups.append(group("c", UNJUDGED, ABORTED))
+    step = shape_step(groups, MASKED, updates=3, epochs=2)
+    assert [len(batch) for batch in step.updates] == sizes * 2 and step.updates[:3] == step.updates[3:]
+    assert len(step.samples) == 2 * trainable and len(step.shaping) == len(groups)
 
 
 def test_a_penalty_is_part_of_the_reward() -> None:
