@@ -20,7 +20,7 @@ from examples.digits.stages import make_task_and_policy, run_example, run_stage,
 
 HERE = REPOSITORY / "examples" / "digit_steps"
 # The warm start imitates the demonstrations; the other training rows are questions with answers only.
-ROWS = {"train_rows": 16384, "validation_rows": 512, "test_rows": 1024, "demonstration_rows": 4096}
+ROWS = {"train_rows": 16384, "validation_rows": 512, "test_rows": 1024, "demonstration_rows": 6144}
 DIGITS = (2, 5)
 # A third of the demonstrations say the sum at once, a third add digit by digit, a third do that twice: which of them
 # pays, and how long a response becomes, is left to the objective.
@@ -34,9 +34,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "apo_stcr_only": {},
     "grpo_d": {},
     "dr_grpo": {},
-    "dapo": {},
+    "dapo": {"rollout.refill_rounds": 1},
     "rloo": {},
-    "gspo": {},
+    "gspo": {"training.updates_per_rollout": 4},  # as in its paper; with one, no ratio is ever clipped
     "view_r1_exact": {},
 }
 
