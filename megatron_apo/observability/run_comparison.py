@@ -7,7 +7,7 @@ all arms together, from the spread of the seeds pooled over all arms.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -131,7 +131,7 @@ def arms_of(runs: Sequence[Run]) -> tuple[Arm, ...]:
             raise ValueError(
                 f"{', '.join(same)}: the same settings and the same run.seed={repeated[0]}; give one of them"
             )
-    names = _names([members[0].settings for members in grouped.values()])
+    names = _own_names(grouped.values()) or _names([members[0].settings for members in grouped.values()])
     return tuple(Arm(name, tuple(members)) for name, members in zip(names, grouped.values(), strict=True))
 
 
@@ -139,6 +139,17 @@ def differing_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Keys whose values are not the same in all, those aside that change nothing that is learned."""
     keys = sorted({key for one in settings for key in one if not key.startswith(_ASIDE)})
     return [key for key in keys if len({repr(one.get(key)) for one in settings}) > 1]
+
+
+def _own_names(arms: Collection[Sequence[Run]]) -> list[str]:
+    """What the directories are called where each is ``<name>-<seed>``, a name to an arm; none where one is not."""
+    names = []
+    for members in arms:
+        found = {run.directory.resolve().name.removesuffix(f"-{run.seed}") for run in members}
+        if len(found) > 1 or not all(run.directory.resolve().name.endswith(f"-{run.seed}") for run in members):
+            return []
+        names += found
+    return names if all(names) and len(set(names)) == len(names) else []
 
 
 def _names(settings: Sequence[Mapping[str, Any]]) -> list[str]:

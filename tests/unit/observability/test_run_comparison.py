@@ -59,6 +59,22 @@ def test_arms_of_one_objective_are_named_by_what_differs(tmp_path: Path) -> None
     ]
 
 
+def test_arms_have_the_names_of_their_directories_where_these_end_in_the_seed(tmp_path: Path) -> None:
+    made = [
+        make_run(tmp_path, "grpo", seed, 0.5, kl={"coefficient": value}) for value in (0.01, 0.1) for seed in (0, 1)
+    ]
+    named = [tmp_path / name for name in ("weak-0", "weak-1", "strong-0", "strong-1")]
+    for run, target in zip(made, named, strict=True):
+        run.rename(target)
+    assert [arm.name for arm in arms_of([read_run(one) for one in named])] == ["weak", "strong"]
+    named[3].rename(tmp_path / "stronger-1")  # one arm, two names
+    named[3] = tmp_path / "stronger-1"
+    assert [arm.name for arm in arms_of([read_run(one) for one in named])] == [
+        "grpo coefficient=0.01",
+        "grpo coefficient=0.1",
+    ]
+
+
 def test_a_tenth_of_the_steps_is_the_end(runs: list[Path]) -> None:
     assert read_run(runs[0]).end_of("reward/total") == pytest.approx(0.60 * (19 / 20 + 1) / 2)
     assert read_run(runs[0]).end_of("kl/raw") is None
