@@ -143,7 +143,7 @@ def differing_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _own_names(arms: Collection[Sequence[Run]]) -> list[str]:
     """What the directories are called where each is ``<name>-<seed>``, a name to an arm; none where one is not."""
-    names = []
+    names: list[str] = []
     for members in arms:
         found = {run.directory.resolve().name.removesuffix(f"-{run.seed}") for run in members}
         if len(found) > 1 or not all(run.directory.resolve().name.endswith(f"-{run.seed}") for run in members):
