@@ -31,6 +31,7 @@ STYLES = ("steps", "straight", "twice")
 # validation accuracy of a run by more than chance, so the two that act most were taken.
 _STCR = {"objective.stcr.base": 1.2}
 _KL = {"objective.kl.coefficient": 0.16}
+_MEASURED = {"objective.kl.coefficient": 1e-12}  # no KL in the loss, but a reference to measure it against
 PRESETS: dict[str, dict[str, Any]] = {
     "apo": {**_STCR, **_KL},
     "apo_dads_only": _KL,
@@ -42,10 +43,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "grpo": {},
     "grpo_d": {},
-    "dr_grpo": {},
-    "dapo": {"rollout.refill_rounds": 1},
+    "dr_grpo": _MEASURED,
+    "dapo": {"rollout.refill_rounds": 1, **_MEASURED},
     "rloo": {},
-    "gspo": {"training.updates_per_rollout": 4},  # as in its paper; with one, no ratio is ever clipped
+    # Four updates as in its paper; with one, no ratio is ever clipped.
+    "gspo": {"training.updates_per_rollout": 4, **_MEASURED},
     "view_r1_exact": {},
 }
 
