@@ -220,7 +220,7 @@ class TrainingConfig:
     updates_per_rollout: int = 1
     epochs_per_rollout: int = 1
     tokens_per_microbatch: int = 16384  # a microbatch packs sequences up to this many tokens
-    logits_chunk_tokens: int = 1024  # rows of [tokens, vocabulary] in memory at a time
+    logits_chunk_tokens: int = 512  # rows of [tokens, vocabulary] in memory at a time
     batch_size: int = 64  # sft: sequences per update
     max_skipped_in_a_row: int = 3  # updates with a NaN or an infinity are skipped; so many in a row stop the run
 

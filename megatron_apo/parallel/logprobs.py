@@ -29,7 +29,7 @@ def vocab_parallel_logprobs(
     temperature: float = 1.0,
     forbidden_token_ids: Sequence[int] = (),
     vocab_size: int | None = None,
-    chunk_tokens: int = 1024,
+    chunk_tokens: int = 512,
     with_entropy: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """log softmax(hidden @ weight.T / temperature) at ``labels_T``, and that distribution's entropy: two [T] tensors.

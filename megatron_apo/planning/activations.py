@@ -27,7 +27,7 @@ class Budget:
     tokens: int
     patches: int
     dtype: str = "bfloat16"
-    chunk: int = 1024
+    chunk: int = 512
 
 
 @dataclass(frozen=True)

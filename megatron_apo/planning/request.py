@@ -31,7 +31,7 @@ class Request:
     reference: bool = True
     frozen: tuple[str, ...] = ()
     reserve_gib: float = 4.0
-    chunk: int = 1024
+    chunk: int = 512
     gpus_per_node: int = 8
 
     @property
