@@ -19,7 +19,7 @@ from megatron_apo.evaluation.tables import plain_table, read_evaluations, write_
 from megatron_apo.loop import Controller, LiveRollouts, LoopParts, run_loop, step_sampling
 from megatron_apo.objective.objective import needs_reference, scoring_passes
 from megatron_apo.objective.samples import ShapedStep
-from megatron_apo.observability.alarms import AlarmError, Alarms, build_alarms
+from megatron_apo.observability.alarms import AlarmError, Alarms, build_alarms, stop_metrics
 from megatron_apo.observability.console import say
 from megatron_apo.observability.progress import Progress
 from megatron_apo.observability.report import write_report
@@ -35,7 +35,7 @@ from megatron_apo.rollout.engine import RolloutEngine
 from megatron_apo.rollout.record_files import write_step
 from megatron_apo.rollout.replay import ReplayRollouts
 from megatron_apo.run_directory import RunDirectory, check_on_controller, claim
-from megatron_apo.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
+from megatron_apo.training.checkpoint import LoopState, checkpoint_path, load_checkpoint, save_checkpoint
 from megatron_apo.training.export import export_model
 from megatron_apo.training.forward_step import head_settings, unwrap
 from megatron_apo.training.setup import TrainingState, build_training_state, check_model_layout, describe_optimizer
@@ -59,10 +59,10 @@ class RunLog:
 
     def record(
         self, step: int, metrics: dict[str, float], groups: Sequence[RolloutGroup], shaped: ShapedStep, version: int
-    ) -> None:
+    ) -> str:
         """Writes step ``step``; ``version`` is that of the weights which drew ``groups``.
 
-        Raises AlarmError, once all is written, when a metric stayed beyond a limit of ``alarms.stop``.
+        Returns why the run must stop, when a metric stayed beyond a limit of ``alarms.stop``, and else an empty text.
         """
         write_step(
             self._directory.rollouts,
@@ -73,17 +73,20 @@ class RunLog:
             shaping=shaped.shaping,
         )
         self._alarms, events = self._alarms.after(metrics)
-        metrics = metrics | self._alarms.metrics()
+        metrics = metrics | self._alarms.metrics() | stop_metrics(events)
         self._writers.write(step, metrics)
         self._progress.update(step, metrics)
         for event in events:
             if event.kind != "stop":
                 self._progress.message(f"step {step}: {event.message}")
-        if stops := [event.message for event in events if event.kind == "stop"]:
-            raise AlarmError(
-                f"step {step}: {'; '.join(stops)}. The run stops as alarms.stop says; go on from the last checkpoint "
-                "with --resume and other limits or a shorter run, or start again"
-            )
+        stops = [event.message for event in events if event.kind == "stop"]
+        if not stops:
+            return ""
+        return (
+            f"step {step}: {'; '.join(stops)}. The run stops as alarms.stop says, and stands as it is in "
+            f"{checkpoint_path(self._directory.checkpoints, step)}: go on with --resume and other limits, or remove "
+            "that directory to --resume from the checkpoint before it"
+        )
 
     def close(self) -> None:
         """Flushes and ends writers and progress bar."""
@@ -223,11 +226,11 @@ class Run:
         scored = scoring_passes(self.config.objective, self.updates_per_step)
         return training_costs(self.state.shape, self.config.model, extra_forward=scored)
 
-    def save(self, step: int, version: int) -> None:
-        """Writes a checkpoint."""
+    def save(self, step: int, version: int, *, keep_all: bool = False) -> None:
+        """Writes a checkpoint and removes the oldest beyond ``run.keep_checkpoints``, unless ``keep_all``."""
         updates, skipped = step * self.updates_per_step, self.trainer.skipped_in_a_row
         loop = LoopState(step=step, weight_version=version, updates=updates, skipped_in_a_row=skipped)
-        keep = self.config.run.keep_checkpoints
+        keep = None if keep_all else self.config.run.keep_checkpoints
         save_checkpoint(self.state, self.groups, self.directory.checkpoints, loop, keep=keep)
 
     def close(self) -> None:
@@ -243,7 +246,8 @@ class Run:
 def train(config: Config, *, resume: bool) -> None:
     """Trains by reinforcement learning as ``config`` says; everything it makes is in ``run.directory``.
 
-    Raises ValueError for what the user can mend, WeightSyncError or LogprobGateError when engine and trainer differ.
+    Raises ValueError for what the user can mend, WeightSyncError or LogprobGateError when engine and trainer differ,
+    AlarmError when a limit of ``alarms.stop`` was crossed.
     """
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -284,14 +288,19 @@ def _run(run: Run, *, resume: bool) -> None:
         enforce_gate=not config.rollout.replay,
         costs=run.costs(),
     )
-    run_loop(parts, first_step=loop.step + 1, version=loop.weight_version)
-    export_model(run.state, run.groups, config.model.path, run.directory.export)
-    run.evaluate_held_out("after")
+    stopped = run_loop(parts, first_step=loop.step + 1, version=loop.weight_version)
+    if not stopped:
+        export_model(run.state, run.groups, config.model.path, run.directory.export)
+        run.evaluate_held_out("after")
     with phase(run.groups, "report"):
         if controller is not None:
-            if evaluations := read_evaluations(run.directory.root):  # a replay has no engine to evaluate with
+            evaluations = read_evaluations(run.directory.root)  # a replay has no engine to evaluate with
+            if evaluations and not stopped:
                 say(plain_table(evaluations))
             say(f"report: {write_report(run.directory.root)}")
+    with phase(run.groups, "alarms"):
+        if controller is not None and stopped:
+            raise AlarmError(stopped)
 
 
 def _layout(run: Run) -> str:

@@ -270,7 +270,7 @@ class WarningLimits(AlarmLimits):
 
 @dataclass(frozen=True)
 class AlarmsConfig:
-    """Metrics that stay beyond a limit for ``steps`` steps in a row warn, or stop the run; train only."""
+    """Metrics that stay beyond a limit for ``steps`` steps in a row warn, or save and stop the run; train only."""
 
     steps: int = 3
     warn: WarningLimits = field(default_factory=WarningLimits)

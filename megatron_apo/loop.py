@@ -23,6 +23,7 @@ from megatron_apo.observability.console import say
 from megatron_apo.observability.metrics import rollout_metrics
 from megatron_apo.observability.timers import PhaseTimer
 from megatron_apo.parallel.groups import Groups
+from megatron_apo.parallel.reduction import share_text
 from megatron_apo.parallel.scatter import scatter_work
 from megatron_apo.parallel.status import phase
 from megatron_apo.records import Prompt, ReplicaWork, RolloutGroup, TrainingSample
@@ -48,11 +49,17 @@ class Grader(Protocol):
 
 
 class StepLog(Protocol):
-    """Receives what a step measured and drew; on the controller only."""
+    """Receives what a step measured and drew; on the controller only. Says why the run must stop, or nothing."""
 
     def record(
         self, step: int, metrics: dict[str, float], groups: Sequence[RolloutGroup], shaped: ShapedStep, version: int
-    ) -> None: ...
+    ) -> str: ...
+
+
+class Save(Protocol):
+    """Writes a checkpoint; collective. ``keep_all``: none of the older ones is removed."""
+
+    def __call__(self, step: int, version: int, *, keep_all: bool = False) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -70,9 +77,9 @@ class Controller:
 class LoopParts:
     """Everything the loop runs on; ``controller`` is None on every rank but 0.
 
-    ``sync(version)`` sends the trainer's weights to the engine and returns its metrics; ``save(step, version)`` writes
-    a checkpoint; ``evaluate(step)`` returns the metrics of the validation rows. All three are collective. ``costs``:
-    what sequences and images cost, so that the ranks' work is even.
+    ``sync(version)`` sends the trainer's weights to the engine and returns its metrics; ``evaluate(step)`` returns the
+    metrics of the validation rows. Both are collective, as ``save`` is. ``costs``: what sequences and images cost, so
+    that the ranks' work is even.
     """
 
     config: Config
@@ -80,7 +87,7 @@ class LoopParts:
     trainer: Trainer
     controller: Controller | None
     sync: Callable[[int], dict[str, float]]
-    save: Callable[[int, int], None]
+    save: Save
     evaluate: Callable[[int], dict[str, float]]
     enforce_gate: bool = True
     costs: CostModel = field(default_factory=CostModel)
@@ -282,19 +289,27 @@ def _throughput(drawn: Sequence[RolloutGroup], seconds: dict[str, float]) -> dic
     return seconds | {"throughput/tokens_per_second": tokens / max(seconds["time/step"], 1e-9)}
 
 
-def run_loop(parts: LoopParts, *, first_step: int, version: int) -> None:
-    """Steps ``first_step`` to ``run.steps`` (from 1), the engine at weight version ``version`` when it starts."""
+def run_loop(parts: LoopParts, *, first_step: int, version: int) -> str:
+    """Steps ``first_step`` to ``run.steps`` (from 1), the engine at weight version ``version`` when it starts.
+
+    Returns why it stopped before its end, the same on every rank, and nothing when it did not. The state it stopped in
+    is saved, and no older checkpoint removed for it: whoever goes on may want to do so from before it went wrong.
+    """
     run = parts.config.run
     timer = PhaseTimer()
     for step in range(first_step, run.steps + 1):
         timer.collect()
         outcome = run_step(parts, step, version, timer)
-        metrics = outcome.metrics
+        metrics, stop = outcome.metrics, ""
         if run.evaluate_every and step % run.evaluate_every == 0:
             metrics |= parts.evaluate(step)
         with phase(parts.groups, "log"):  # a full disk on the controller must not leave the others waiting
             if parts.controller is not None and outcome.shaped is not None:
-                parts.controller.log.record(step, metrics, outcome.drawn, outcome.shaped, version)
+                stop = parts.controller.log.record(step, metrics, outcome.drawn, outcome.shaped, version)
+        stop = share_text(stop, parts.groups)
         version += 1
-        if step == run.steps or (run.save_every and step % run.save_every == 0):
-            parts.save(step, version)
+        if stop or step == run.steps or (run.save_every and step % run.save_every == 0):
+            parts.save(step, version, keep_all=bool(stop))
+        if stop:
+            return stop
+    return ""

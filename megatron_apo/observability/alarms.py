@@ -15,6 +15,7 @@ from typing import Any, Literal
 from megatron_apo.config import AlarmsConfig
 
 PREFIX = "alarm/"
+_STOPPED = PREFIX + "stop_"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ WATCHED: dict[str, Watched] = {
 
 
 class AlarmError(RuntimeError):
-    """A metric stayed beyond a limit of ``alarms.stop``."""
+    """A metric stayed beyond a limit of ``alarms.stop``. A checkpoint holds the run as it stood then."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,11 @@ class Alarms:
         return Event("start" if limit.action == "warn" else "stop", limit.name, message + watched.advice)
 
 
+def stop_metrics(events: Iterable[Event]) -> dict[str, float]:
+    """``alarm/stop_<name>``, 1, of each alarm that stops the run after this step."""
+    return {_STOPPED + event.name: 1.0 for event in events if event.kind == "stop"}
+
+
 def build_alarms(config: AlarmsConfig, rows: Iterable[Mapping[str, Any]] = ()) -> Alarms:
     """The alarms that ``config`` asks for, as they stand after the steps of ``rows`` (lines of ``metrics.jsonl``)."""
     warn = (Limit(name, "warn", value) for name, value in asdict(config.warn).items() if value)
@@ -151,12 +157,16 @@ def build_alarms(config: AlarmsConfig, rows: Iterable[Mapping[str, Any]] = ()) -
 
 @dataclass(frozen=True)
 class Ring:
-    """One time that an alarm rang: from ``first`` to ``last``, with the value farthest out."""
+    """One time that an alarm rang: from ``first`` to ``last``, with the value farthest out.
+
+    ``stopped``: it stopped the run after ``first``, which is ``last`` then.
+    """
 
     name: str
     first: int
     last: int
     worst: float | None
+    stopped: bool = False
 
 
 def rings(rows: Sequence[Mapping[str, Any]]) -> list[Ring]:
@@ -165,6 +175,8 @@ def rings(rows: Sequence[Mapping[str, Any]]) -> list[Ring]:
     for name, watched in WATCHED.items():
         current: Ring | None = None
         for row in rows:
+            if row.get(_STOPPED + name):
+                found.append(Ring(name, row["step"], row["step"], row.get(watched.metric), stopped=True))
             if row.get(PREFIX + name):
                 values = [
                     one for one in (current.worst if current else None, row.get(watched.metric)) if one is not None
@@ -176,4 +188,4 @@ def rings(rows: Sequence[Mapping[str, Any]]) -> list[Ring]:
                 current = None
         if current:
             found.append(current)
-    return sorted(found, key=lambda ring: ring.first)
+    return sorted(found, key=lambda ring: (ring.first, ring.stopped))

@@ -101,7 +101,7 @@ def watched_line(metrics: Mapping[str, float]) -> str:
     """``reward 1.234 acc 0.567 …``: the watched metrics that are present, and the alarms that ring."""
     shown = [f"{label} {metrics[name]:{spec}}" for name, (label, spec) in WATCHED.items() if name in metrics]
     alarms = [name.removeprefix(PREFIX) for name, on in metrics.items() if name.startswith(PREFIX) and on]
-    alarms = [name for name in alarms if name != "active"]
+    alarms = [name for name in alarms if name != "active" and not name.startswith("stop_")]
     return " ".join([*shown, f"ALARM {', '.join(alarms)}"] if alarms else shown)
 
 

@@ -240,7 +240,7 @@ def _alarm_table(metrics: Metrics) -> str:
     empty = sum(count for _, count in curve(metrics, "optimizer/empty_updates"))
     if not rows and not skipped and not empty:
         return ""
-    parts = ['<h2>Alarms</h2><p class="soft">Metrics that stayed beyond their limits of alarms.warn.']
+    parts = ['<h2>Alarms</h2><p class="soft">Metrics that stayed beyond their limits of alarms.warn or alarms.stop.']
     if skipped:
         parts.append(f" {skipped:.0f} updates were skipped: something was NaN or infinite, and nothing was moved.")
     if empty:
@@ -253,6 +253,8 @@ def _alarm_table(metrics: Metrics) -> str:
 
 
 def _steps(ring: Ring, metrics: Metrics) -> str:
+    if ring.stopped:
+        return f"stopped the run after {ring.last}"
     return f"{ring.first} to {ring.last}" + (", still ringing" if ring.last == metrics[-1]["step"] else "")
 
 

@@ -133,8 +133,13 @@ def _collect_write_results_here() -> None:
     filesystem_async._results_queue = queue.Queue()
 
 
-def save_checkpoint(state: TrainingState, groups: Groups, directory: Path, loop: LoopState, *, keep: int) -> Path:
-    """Writes the checkpoint of ``loop.step`` and removes the oldest beyond ``keep``. All ranks call it together."""
+def save_checkpoint(
+    state: TrainingState, groups: Groups, directory: Path, loop: LoopState, *, keep: int | None
+) -> Path:
+    """Writes the checkpoint of ``loop.step`` and removes the oldest beyond ``keep`` (None: none of them).
+
+    All ranks call it together.
+    """
     final = checkpoint_path(directory, loop.step)
     partial = directory / f".{final.name}.partial"
     with phase(groups, "prepare checkpoint"):
@@ -153,7 +158,7 @@ def save_checkpoint(state: TrainingState, groups: Groups, directory: Path, loop:
             if final.exists():
                 shutil.rmtree(final)
             os.replace(partial, final)
-            for old in saved_steps(directory)[: -keep or None]:
+            for old in saved_steps(directory)[:-keep] if keep else []:
                 shutil.rmtree(checkpoint_path(directory, old))
     return final
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -169,6 +170,11 @@ PLACES: dict[str, tuple[Callable[[Trainer], Any], int, str]] = {
     "reference": (in_field("ref_logprobs_T"), 1, "the reference's log-probabilities"),
     "engine": (in_field("rollout_logprobs_T"), 1, "the rollout engine's log-probabilities"),
 }
+
+
+def copy(directory: Path, *, source: str) -> None:
+    """Keeps a run as it is between two commands."""
+    shutil.copytree(source, directory / "run")
 
 
 def skip(directory: Path, *, checkpoint: str, overrides: list[str], plan: Plan) -> None:

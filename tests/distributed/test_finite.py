@@ -35,6 +35,8 @@ LAYOUTS: dict[str, tuple[int, list[str], list[list[list[int]]]]] = {
 
 SLOW = ("one", "cp2", "dp2", "tp2_pp2")
 EACH = [pytest.param(layout, marks=[pytest.mark.slow] if layout in SLOW else []) for layout in LAYOUTS]
+STOPPING = ["--run.steps=4", "--alarms.steps=3", "--run.save_every=2", "--run.keep_checkpoints=1"]
+STOPPING += ["--training.max_skipped_in_a_row=9"]
 Found = list[dict[str, Any]]
 
 
@@ -128,8 +130,10 @@ def replayed(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, digits
                 command,
                 2,
                 str(root / "alarmed"),
-                {"words": [*words, alarmed, "--alarms.steps=1", "--alarms.stop.entropy=1000"]},
+                {"words": [*words, *STOPPING, alarmed, "--alarms.stop.effective_sample_size=1"]},
             ),
+            Case("tests.distributed.finite:copy", 1, str(root / "stopped"), {"source": str(root / "alarmed_run")}),
+            Case(command, 2, str(root / "relieved"), {"words": [*words, *STOPPING, alarmed, "--resume"]}),
         ]
     )
     return root
@@ -148,9 +152,29 @@ def test_the_row_of_skipped_updates_goes_on_after_a_resume(replayed: Path) -> No
     assert "3 update(s) skipped in a row" in resumed["stderr"] and "response token 0" in resumed["stderr"]
 
 
-def test_an_alarm_that_stops_reaches_every_rank_once_the_step_is_written(replayed: Path) -> None:
+def test_an_alarm_that_stops_reaches_every_rank_once_all_is_saved(replayed: Path) -> None:
+    """The third step is written and saved, in metrics and report too; what was there before it stays."""
     for rank, answer in enumerate(answers(replayed / "alarmed")):
         assert answer["status"] == 3, answer["stderr"]
-        assert ("rank 0 failed in phase 'log': AlarmError: " in answer["stderr"]) == (rank == 1)
-        assert "below alarms.stop.entropy=1000 for 1 step in a row" in answer["stderr"]
-    assert len((replayed / "alarmed_run" / "metrics.jsonl").read_text().splitlines()) == 1
+        assert ("rank 0 failed in phase 'alarms': AlarmError: " in answer["stderr"]) == (rank == 1)
+        assert "below alarms.stop.effective_sample_size=1 for 3 steps in a row" in answer["stderr"]
+        assert "checkpoints/step_000003: go on with --resume" in answer["stderr"]
+    run = replayed / "stopped" / "run"
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [step.get("alarm/stop_effective_sample_size", 0) for step in steps] == [0, 0, 1]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_000002", "step_000003"]
+    assert "stopped the run after 3" in (run / "report.html").read_text()
+    assert (run / "rollouts" / "step_000003.jsonl").exists() and not (run / "export").exists()
+
+
+def test_a_run_that_an_alarm_stopped_goes_on_with_other_limits(replayed: Path) -> None:
+    """From the step after the one that stopped it, as if nothing had been."""
+    for answer in answers(replayed / "relieved"):
+        assert answer["status"] == 0, answer["stderr"]
+    run, stopped = replayed / "alarmed_run", replayed / "stopped" / "run"
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == [1, 2, 3, 4]
+    assert (run / "metrics.jsonl").read_text().startswith((stopped / "metrics.jsonl").read_text())
+    assert "alarm/stop_effective_sample_size" not in steps[3]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_000004"]
+    assert (run / "export").is_dir()

@@ -12,7 +12,7 @@ import pytest
 
 from megatron_apo.config import AlarmLimits, AlarmsConfig, Config, WarningLimits
 from megatron_apo.config_loading import load_config
-from megatron_apo.observability.alarms import WATCHED, Alarms, Event, Ring, build_alarms, rings
+from megatron_apo.observability.alarms import WATCHED, Alarms, Event, Ring, build_alarms, rings, stop_metrics
 from megatron_apo.observability.progress import watched_line
 from megatron_apo.observability.report import write_report
 from megatron_apo.observability.writers import read_metrics
@@ -38,7 +38,7 @@ def run(alarms: Alarms, rows: list[dict[str, Any]]) -> tuple[Alarms, list[tuple[
     for row in rows:
         alarms, events = alarms.after(row)
         said += [(row["step"], event) for event in events]
-        written.append(row | alarms.metrics())
+        written.append(row | alarms.metrics() | stop_metrics(events))
     return alarms, said, written
 
 
@@ -86,7 +86,11 @@ def test_a_limit_may_stop_the_run(name: str) -> None:
     _, said, written = run(build_alarms(config), rows_of(name, [collapsed, healthy, collapsed, collapsed]))
     assert [(step, event.kind) for step, event in said] == [(4, "stop")]
     assert f"alarms.stop.{name}=" in said[0][1].message
-    assert not any(key.startswith("alarm/") for row in written for key in row)
+    assert [{key for key in row if key.startswith("alarm/")} for row in written] == [set()] * 3 + [
+        {f"alarm/stop_{name}"}
+    ]
+    assert rings(written) == [Ring(name, 4, 4, collapsed, stopped=True)]
+    assert "ALARM" not in watched_line(written[3])
 
 
 def test_a_step_without_the_number_has_no_say() -> None:
@@ -134,6 +138,10 @@ def test_progress_and_report_show_what_rings(tmp_path: Path) -> None:
     assert "2 updates were skipped" in page
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written[:4]))
     assert "<td>2 to 4, still ringing</td>" in write_report(tmp_path).read_text()
+    stopped = [*written[:3], written[3] | {"alarm/stop_truncated": 1.0, "optimizer/empty_updates": 3.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in stopped))
+    page = write_report(tmp_path).read_text()
+    assert "<td>stopped the run after 4</td><td>0.9</td>" in page and "3 updates had no response" in page
     (tmp_path / "metrics.jsonl").write_text(json.dumps(written[0]) + "\n")
     assert "<h2>Alarms</h2>" not in write_report(tmp_path).read_text()
 
