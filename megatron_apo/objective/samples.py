@@ -93,9 +93,9 @@ def _included(groups: Sequence[RolloutGroup], settings: ObjectiveConfig, valid_P
         [
             g
             for g, rollout in enumerate(group.rollouts)
-            if bool(valid_PG[p, g]) and not (masked and rollout.finish_reason == "length")
+            if valid_G[g] and not (masked and rollout.finish_reason == "length")
         ]
-        for p, group in enumerate(groups)
+        for group, valid_G in zip(groups, valid_PG.tolist(), strict=True)
     ]
 
 
