@@ -122,7 +122,7 @@ def test_a_masked_response_still_counts_in_its_group() -> None:
 
 
 def test_contrast_is_that_of_the_responses_that_are_trained_on() -> None:
-    """Rewards 1 (cut), 1/2 and 0 (cut): the one response left has an advantage of exactly 0, and kept it would only make
+    """Rewards 1 (cut), 1/2 and 0 (cut): the one response left has an advantage of exactly 0; kept, it would only make
     the token mean smaller. What is dropped is what a refill replaces."""
     cut_but_right: Response = (5, 1.0, "length", "correct")
     half: Response = (3, 0.5, "stop", "wrong")
