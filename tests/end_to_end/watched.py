@@ -18,18 +18,19 @@ from tests.end_to_end.commands import as_without_a_launcher
 
 
 def _scored(trainer: Trainer, model: list[Any], work: ReplicaWork) -> list[list[float]]:
-    """The log-probabilities of each sample's response by ``model`` as it is now, each sample by itself."""
-    batches = [trainer._microbatch(work.samples, [index]) for index in range(len(work.samples))]
-    scored = trainer.score(model, batches) or []
-    return [values[batch.response_mask_T].tolist() for batch, values in zip(batches, scored, strict=True)]
+    """The log-probabilities of each sample's response by ``model`` as it is now."""
+    batch = trainer._microbatch(work.samples, range(len(work.samples)))
+    (values,) = trainer.score(model, [batch]) or []
+    lengths = [len(sample.response_ids) for sample in work.samples]
+    return [one.tolist() for one in values[batch.response_mask_T].split(lengths)]
 
 
 def train(directory: Path, config: str, overrides: list[str]) -> None:
     """Trains on one process; ``steps.json`` holds of every step
 
-    ``prompts``: of each sample; ``old`` and ``reference``: its log-probabilities by the policy before the step and by
-    the reference, scored here; ``updates``: of each optimizer update that was made the metrics, and the policy's
-    log-probabilities of the samples it trained on, as they went into the loss.
+    ``engine``: each sample's log-probabilities as recorded; ``old`` and ``reference``: by the policy before the step
+    and by the reference, scored here; ``updates``: of each optimizer update that was made the metrics, and the policy's
+    log-probabilities of the samples it trained on, by their place, as they went into the loss.
     """
     torch.set_num_threads(1)
     as_without_a_launcher()
@@ -38,8 +39,7 @@ def train(directory: Path, config: str, overrides: list[str]) -> None:
     train_step, train_update, objective_loss = Trainer.step, Trainer._update, forward_step.objective_loss
 
     def step(self: Trainer, work: ReplicaWork, before_step: BeforeStep) -> list[dict[str, float]]:
-        kept = {"prompts": [sample.prompt_id for sample in work.samples], "updates": []}
-        kept["lengths"] = [len(sample.response_ids) for sample in work.samples]
+        kept: dict[str, Any] = {"engine": [sample.rollout_logprobs for sample in work.samples], "updates": []}
         kept["reference"] = kept["old"] = _scored(self, self.state.model, work)
         if self.state.reference is not None:
             with self.state.reference.scoring() as reference:
@@ -56,7 +56,7 @@ def train(directory: Path, config: str, overrides: list[str]) -> None:
     def loss(
         logprobs: torch.Tensor, entropy: torch.Tensor, batch: Microbatch, given: LossSettings, **known: Any
     ) -> Any:
-        lengths = [steps[-1]["lengths"][index] for index in batch.sample_indices]
+        lengths = [len(steps[-1]["engine"][index]) for index in batch.sample_indices]
         for index, values in zip(batch.sample_indices, logprobs.detach().split(lengths), strict=True):
             steps[-1]["updates"][-1]["logprobs"][index] = values.tolist()
         return objective_loss(logprobs, entropy, batch, given, **known)
