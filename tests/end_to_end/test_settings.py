@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from megatron_apo.config_loading import load_config
+from megatron_apo.loop import _kl_coefficient
 from megatron_apo.records import RolloutGroup
 from megatron_apo.rollout.engine import SamplingSettings
 from megatron_apo.rollout.record_files import read_step, write_step
@@ -166,6 +168,18 @@ def test_the_coefficient_follows_the_schedule(root: Path) -> None:
     for step in steps:
         assert step["loss/kl"] == pytest.approx(step["kl/coefficient"] * step["kl/weighted"])
     assert steps[-1]["loss/kl"] > 1e-3, "the policy has not moved: the coefficient shows nothing"
+
+
+def test_a_schedule_counts_steps_from_one() -> None:
+    """w steps fall, the last of them at the minimum; the last of all is at the maximum; a longer run is another one."""
+
+    def at(step: int, steps: int) -> float:
+        return _kl_coefficient(load_config(None, ["--objective.name=grpo_d", f"--run.steps={steps}"]), step)
+
+    expected = {1: 0.069, 29: 0.041, 30: 0.04, 31: 0.04 + 0.06 / 70, 60: 0.04 + 0.06 * 30 / 70, 100: 0.10}
+    assert [at(step, 100) for step in expected] == pytest.approx(list(expected.values()))
+    assert at(61, 200) == pytest.approx(0.04 + 0.06 / 140)
+    assert at(1, 1) == pytest.approx(0.10)
 
 
 def test_long_answers_are_punished(root: Path) -> None:
