@@ -16,14 +16,15 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint env properties clean-env
+.PHONY: help quickstart test lint env properties layout-properties loss-properties clean-env
 
 help:
 	@echo "make quickstart   make the environment, then train a small Qwen2.5-VL to read handwriting, on a CPU"
 	@echo "make test         make the environment, then ruff, mypy and the tests"
 	@echo "make lint         ruff and mypy alone"
 	@echo "make env          the environment alone (in $(VENV); about 4 GB)"
-	@echo "make properties   random models, inputs and layouts against transformers (DRAWS=500; half an hour)"
+	@echo "make properties   random models, inputs and layouts: outputs against transformers, losses against one unsplit"
+	@echo "                  computation (DRAWS=500 of each; layout-properties or loss-properties: one of them alone)"
 	@echo "make clean-env    remove it"
 	@echo "PYTHON=/path/to/python3.12 chooses the interpreter: 3.11 or 3.12"
 
@@ -50,9 +51,14 @@ lint: $(READY)
 test: lint
 	@$(BIN)/python -m pytest -q
 
-# Random models, inputs and layouts against transformers: a line per draw and a summary in properties.log.
-properties: $(READY)
+# Random models, inputs and layouts: a line per draw and a summary in properties.log and loss_properties.log.
+properties: layout-properties loss-properties
+
+layout-properties: $(READY)
 	@$(BIN)/python -m tests.properties.layouts --draws $(or $(DRAWS),500) --log properties.log
+
+loss-properties: $(READY)
+	@$(BIN)/python -m tests.properties.losses --draws $(or $(DRAWS),500) --log loss_properties.log
 
 clean-env:
 	rm -rf $(VENV)

@@ -194,7 +194,7 @@ class ObjectiveConfig:
     reduction: str = "token_mean"
     microbatch_sequences: int = 2  # microbatch_token_mean: responses of a microbatch, in their order; no matter how cut
     overlong: OverlongConfig = field(default_factory=OverlongConfig)
-    drop_zero_variance: bool = False  # leave groups whose rewards are all equal out of the loss
+    drop_zero_variance: bool = False  # leave groups without a trained response whose advantage is not 0 out of the loss
     old_logprobs: str = "trainer"  # trainer | engine
 
 

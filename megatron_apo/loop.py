@@ -174,7 +174,8 @@ def _dealt(
 
 
 def _kl_coefficient(config: Config, step: int) -> float:
-    return kl_coefficient(config.objective, step - 1, config.run.steps)
+    """Of step 1 ... run.steps: a schedule's own s, so that the last step has the schedule's end."""
+    return kl_coefficient(config.objective, step, config.run.steps)
 
 
 def _reward_penalties(

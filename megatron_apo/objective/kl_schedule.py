@@ -12,7 +12,8 @@ def grpo_d_coefficient(step: int, *, total_steps: int, exploration_steps: int, m
         minimum + (maximum - minimum) * (step - w) / (total_steps - w)        step > w
 
     It falls from the middle to the minimum, then rises to the maximum. (The paper's prose says that it starts small and
-    grows; this is its equation.) With w = 0 it rises from the minimum. Raises ValueError for a step outside the
+    grows; this is its equation.) With w = 0 it rises from the minimum. A run's steps count from 1 here: w of them fall,
+    the last of them at the minimum, and the run's last is at the maximum. Raises ValueError for a step outside the
     schedule, exploration steps outside the total and a minimum above the maximum.
     """
     if not 0 <= exploration_steps <= total_steps:

@@ -79,31 +79,35 @@ def have_contrast(
 ) -> list[bool]:
     """Whether each scored group has a response to train on whose advantage is not 0: what dynamic sampling asks."""
     shaped, valid = _shape(groups, settings, _possible(groups, forbidden_token_ids))
+    return [_has_contrast(shaped, p, members) for p, members in enumerate(_included(groups, settings, valid))]
+
+
+def _has_contrast(shaped: ShapedGroups, row: int, members: Collection[int]) -> bool:
+    return any(bool(shaped.advantages_PG[row, g] != 0) for g in members)
+
+
+def _included(groups: Sequence[RolloutGroup], settings: ObjectiveConfig, valid_PG: torch.Tensor) -> list[list[int]]:
+    """The responses of each group that may be trained on: the valid ones that the policy "mask" does not leave out."""
+    masked = settings.overlong.policy == "mask"
     return [
-        any(
-            bool(shaped.advantages_PG[p, g] != 0) and _included(group, g, bool(valid[p, g]), settings)
-            for g in range(len(group.rollouts))
-        )
-        for p, group in enumerate(groups)
+        [
+            g
+            for g, rollout in enumerate(group.rollouts)
+            if valid_G[g] and not (masked and rollout.finish_reason == "length")
+        ]
+        for group, valid_G in zip(groups, valid_PG.tolist(), strict=True)
     ]
-
-
-def _included(rollout_group: RolloutGroup, index: int, valid: bool, settings: ObjectiveConfig) -> bool:
-    truncated = rollout_group.rollouts[index].finish_reason == "length"
-    return valid and not (settings.overlong.policy == "mask" and truncated)
 
 
 def _trainable(
-    groups: Sequence[RolloutGroup], settings: ObjectiveConfig, shaped: ShapedGroups, valid: torch.Tensor
+    groups: Sequence[RolloutGroup], settings: ObjectiveConfig, shaped: ShapedGroups, valid_PG: torch.Tensor
 ) -> list[list[tuple[int, int]]]:
     """(group, response) of what is trained on, of each group that has any."""
-    varied_P = (shaped.advantages_PG != 0).any(dim=1).tolist()
-    found = [
-        [(p, g) for g in range(len(group.rollouts)) if _included(group, g, bool(valid[p, g]), settings)]
-        for p, group in enumerate(groups)
-        if not group.dropped and (varied_P[p] or not settings.drop_zero_variance)
+    return [
+        [(p, g) for g in members]
+        for p, members in enumerate(_included(groups, settings, valid_PG))
+        if members and not groups[p].dropped and (not settings.drop_zero_variance or _has_contrast(shaped, p, members))
     ]
-    return [members for members in found if members]
 
 
 def shape_step(
@@ -124,10 +128,11 @@ def shape_step(
     last count in their group all the same (DAPO masks their loss alone: arXiv:2503.14476, section 3.4). Nor is a
     response with a token of ``forbidden_token_ids``: the policy gives it probability 0, so it was drawn from another
     one (a recording made elsewhere); such responses are counted in ``rollout/forbidden_tokens``.
-    ``drop_zero_variance`` leaves out groups whose advantages are all 0 (DAPO, arXiv:2503.14476, section 3.2). Groups
-    that dynamic sampling marked as dropped are shaped, for the log, but are no samples. ``penalties``, by group and
-    response, are taken off the rewards (a KL placed there); ``max_tokens`` is the longest response that could be drawn,
-    for the reduction "constant". Raises ValueError when there are fewer prompts than updates.
+    ``drop_zero_variance`` leaves out groups without contrast, as ``have_contrast`` finds it (DAPO, arXiv:2503.14476,
+    section 3.2). Groups that dynamic sampling marked as dropped are shaped, for the log, but are no samples.
+    ``penalties``, by group and response, are taken off the rewards (a KL placed there); ``max_tokens`` is the longest
+    response that could be drawn, for the reduction "constant". Raises ValueError when there are fewer prompts than
+    updates.
     """
     if len(groups) < updates:
         raise ValueError(

@@ -104,6 +104,7 @@ class Draw:
             "aspect ratio 20 or more": any(max(v.grid[1:]) >= 20 * min(v.grid[1:]) for v in visuals),
             "no image at all": not visuals,
             "empty microbatch": any(not batch for rank in self.microbatches for batch in rank),
+            "data rank without a response token": any(not any(rank) for rank in self.microbatches),
             "several layouts at once": sum(size > 1 for size in sizes.values()) > 1,
         }
         return found + [name for name, holds in told.items() if holds]

@@ -43,14 +43,14 @@ BATCH = 10  # draws of one launcher
 class Property:
     """What is checked of a draw: ``check`` and ``check_with_bug`` are "module:function" that its ranks run.
 
-    ``limits``: of the result's values, each with its noise beside it where there is one. ``more(number)``: what the
-    draw has besides its model, inputs and layout, in words that are counted.
+    ``limits``: of the result's values, each with its noise beside it where there is one. ``more(draw)``: what it has
+    besides its model, inputs and layout, in words that are counted.
     """
 
     check: str
     check_with_bug: str
     limits: dict[str, float]
-    more: Callable[[int], list[str]] = lambda number: []
+    more: Callable[[Draw], list[str]] = lambda draw: []
 
 
 OUTPUTS = Property("tests.properties.ranks:check", "tests.properties.injected:check_with_bug", LIMITS)
@@ -113,7 +113,7 @@ def line_of(draw: Draw, result: dict[str, Any], checked: Property = OUTPUTS) -> 
         f"{name} {result[name]:.1e}" + (f" (noise {result[f'{name}_noise']:.1e})" if f"{name}_noise" in result else "")
         for name in checked.limits
     ]
-    more = f" {checked.more(draw.number)}" if checked.more(draw.number) else ""
+    more = f" {checked.more(draw)}" if checked.more(draw) else ""
     again = f", values {result['redrawn']}" if result.get("redrawn") else ""
     return f"{'FAILED ' + wrong if wrong else 'ok'}: {', '.join(values)}, worst {result['worst']}{again}; {draw}{more}"
 
@@ -128,7 +128,7 @@ def summary(
             lines.append(f"{name}: largest {largest(values):.1e}, median {statistics.median(values):.1e}")
     if again := [result["redrawn"] for _, result in results if result.get("redrawn")]:
         lines.append(f"{len(again)} draws' values drawn again, at most {max(again)} times: float32's noise")
-    counts = Counter(factor for draw, _ in results for factor in [*draw.factors(), *checked.more(draw.number)])
+    counts = Counter(factor for draw, _ in results for factor in [*draw.factors(), *checked.more(draw)])
     lines += [f"{count:5d}  {factor}" for factor, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     return "\n".join(lines)
 

@@ -64,14 +64,18 @@ class LossDraw:
     old: str
     supervised: bool
 
-    def factors(self) -> list[str]:
-        """What a sweep counts its draws by."""
-        settings = self.objective
+    def factors(self, draw: Draw) -> list[str]:
+        """What a sweep counts its draws by; ``draw`` is that of the same number."""
+        settings, shared = self.objective, draw.parallel.context > 1
         if self.supervised:
             return ["supervised", settings.reduction]
         found = [settings.reduction, f"old {self.old}", f"importance {settings.importance}"]
+        if shared and settings.importance == "sequence":
+            found.append("sequence ratio under CP")
         if settings.mismatch.correction != "none":
             found.append(f"mismatch {settings.mismatch.correction} {settings.mismatch.level}")
+            if shared and settings.mismatch.level == "sequence":
+                found.append("sequence mismatch weight under CP")
         return found + ([f"KL {settings.kl.estimator}"] if self.kl_coefficient else ["no KL"])
 
 

@@ -19,7 +19,7 @@ LOSSES = Property(
     "tests.properties.loss_ranks:check",
     "tests.properties.injected_losses:check_with_bug",
     LIMITS,
-    lambda number: loss_draw(number).factors(),
+    lambda draw: loss_draw(draw.number).factors(draw),
 )
 
 if __name__ == "__main__":

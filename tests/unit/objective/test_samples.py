@@ -121,6 +121,38 @@ def test_a_masked_response_still_counts_in_its_group() -> None:
     assert have_contrast(only_cut, settings) == [False] and have_contrast(only_cut, PLAIN) == [True]
 
 
+def test_contrast_is_that_of_the_responses_that_are_trained_on() -> None:
+    """Rewards 1 (cut), 1/2 and 0 (cut): the one response left has an advantage of exactly 0; kept, it would only make
+    the token mean smaller. What is dropped is what a refill replaces."""
+    cut_but_right: Response = (5, 1.0, "length", "correct")
+    half: Response = (3, 0.5, "stop", "wrong")
+    groups = [group("a", cut_but_right, half, CUT), group("b", RIGHT, WRONG, WRONG)]
+    dropping = replace(MASKED, drop_zero_variance=True)
+    assert have_contrast(groups, dropping) == [False, True]
+    step = shape_step(groups, dropping)
+    assert [(sample.prompt_id, sample.policy_weight) for sample in step.samples] == [("b", 1 / 10)] * 3
+    kept = shape_step(groups, MASKED)
+    assert [sample.advantage for sample in kept.samples if sample.prompt_id == "a"] == [0.0]
+    unmasked = shape_step(groups, replace(PLAIN, drop_zero_variance=True))
+    assert len(unmasked.samples) == 6 and have_contrast(groups, PLAIN) == [True, True]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_a_microbatch_of_the_reduction_has_as_many_responses_as_the_settings_say(size: int) -> None:
+    """Seven responses of 2 and 4 tokens, one left out: in threes 8, 10 and 2 tokens, each a third of the mean."""
+    settings = replace(PLAIN, reduction="microbatch_token_mean", microbatch_sequences=size)
+    groups = [group("a", RIGHT, WRONG, RIGHT, ABORTED), group("b", WRONG, RIGHT, WRONG, RIGHT)]
+    lengths = [2, 4, 2, 4, 2, 4, 2]
+    step = shape_step(groups, settings)
+    assert [len(sample.response_ids) for sample in step.samples] == lengths
+    parts = [lengths[start : start + size] for start in range(0, 7, size)]
+    expected = [1 / (sum(part) * len(parts)) for part in parts for _ in part]
+    assert [sample.policy_weight for sample in step.samples] == pytest.approx(expected)
+    if size == 3:
+        assert step.samples[0].policy_weight == pytest.approx(1 / 24)
+        assert step.samples[6].policy_weight == pytest.approx(1 / 6)
+
+
 def test_aborted_and_unjudged_leave_their_group() -> None:
     """Rewards 1 and 0 remain: mean 1/2, unbiased deviation 1 / sqrt(2)."""
     step = shape_step([group("a", RIGHT, ABORTED, WRONG, UNJUDGED)], PLAIN)

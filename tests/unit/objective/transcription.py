@@ -20,6 +20,7 @@ class Answer:
     """One response as it was drawn and judged; log-probabilities of its tokens, the end token's included.
 
     ``ended``: not cut by the cap. ``kept`` is False for one that never came to its end for reasons of the engine.
+    ``corrections``: what each token's PG is multiplied by for the mismatch of trainer and engine, where anything is.
     """
 
     right: bool
@@ -29,6 +30,7 @@ class Answer:
     policy: tuple[float, ...]
     old: tuple[float, ...]
     reference: tuple[float, ...]
+    corrections: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,10 @@ def update_loss(prompts: Sequence[Sequence[Answer]], recipe: Recipe, *, cap: int
         advantages, factors = group_terms(answers, rewards, recipe)
         for number, answer, advantage, factor in zip(kept, answers, advantages, factors, strict=True):
             logprobs = group_leaves[number]
-            terms.append((surrogate(logprobs, answer.old, advantage, recipe), k3(logprobs, answer.reference), factor))
+            policy = surrogate(logprobs, answer.old, advantage, recipe)
+            if answer.corrections:
+                policy = [times * one for times, one in zip(answer.corrections, policy, strict=True)]
+            terms.append((policy, k3(logprobs, answer.reference), factor))
     loss = combined(terms, recipe, cap=cap, kl_coefficient=kl_coefficient)
     loss.backward()
     unsigned: list[Terms] = [([one.detach().abs() for one in policy], kl, factor) for policy, kl, factor in terms]
