@@ -50,6 +50,7 @@ def _shares(*alarms: str) -> list[_Check]:
     ]
 
 
+_ALARMS = ("entropy", "kl", "kl_old", "logprob_difference", "logprob_difference_max", "weight_mean")  # no shares
 _CHECKS: list[_Check] = [
     ("run.directory", bool, "must name the directory that the run writes"),
     *_at_least(1, "", "run.steps", "parallel.tensor", "parallel.pipeline", "parallel.context"),
@@ -72,9 +73,7 @@ _CHECKS: list[_Check] = [
     *_at_least(0, "", "rewards.accuracy", "rewards.format", "logging.report_samples"),
     *_at_least(1, "", "alarms.steps"),
     *_shares("zero_variance_groups", "clip_fraction", "truncated", "effective_sample_size", "corrected"),
-    *_at_least(
-        0, " (0: none)", *(f"alarms.{action}.{name}" for action in ("warn", "stop") for name in ("entropy", "kl"))
-    ),
+    *_at_least(0, " (0: none)", *(f"alarms.{action}.{name}" for action in ("warn", "stop") for name in _ALARMS)),
     *_above_zero("sampling.temperature", "rollout.kv_cache_gib", "rewards.timeout_seconds"),
     *_above_zero("optimizer.learning_rate", "optimizer.epsilon", "sync.logprob_gate"),
     ("sampling.top_p", lambda p: p == 1, "must be 1; log-probabilities are trained under the whole distribution"),
