@@ -136,7 +136,7 @@ def _set_environment() -> None:
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> None:
-    from megatron_apo.config_loading import check_evaluation, check_length
+    from megatron_apo.config_checks import check_evaluation, check_length
 
     config = _training_config(options, overrides, supervised=False)
     check_evaluation(config)
@@ -149,7 +149,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _sft(options: argparse.Namespace, overrides: list[str]) -> None:
-    from megatron_apo.config_loading import check_evaluation
+    from megatron_apo.config_checks import check_evaluation
 
     config = _training_config(options, overrides, supervised=True)
     check_evaluation(config)
@@ -161,12 +161,16 @@ def _sft(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _training_config(options: argparse.Namespace, overrides: list[str], *, supervised: bool) -> Config:
-    from megatron_apo.config_loading import check_files, check_purpose, load_config, require
+    from megatron_apo.config_checks import check_files, check_purpose, notices, require
+    from megatron_apo.config_loading import load_config
 
     config = load_config(options.config, overrides)
     require(config, "model.path", "data.train")
     check_purpose(config, supervised=supervised)
     check_files(config)
+    if not supervised and os.environ.get("RANK", "0") == "0":
+        for notice in notices(config):
+            print(f"warning: {notice}", file=sys.stderr)
     return config
 
 
@@ -203,7 +207,8 @@ def _stopping() -> Iterator[None]:
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
-    from megatron_apo.config_loading import check_files, check_length, load_config, require
+    from megatron_apo.config_checks import check_files, check_length, require
+    from megatron_apo.config_loading import load_config
 
     given = [(options.model, "model.path"), (options.data, "data.test")]
     overrides = [*overrides, *(f"--{key}={value}" for value, key in given if value is not None)]

@@ -251,6 +251,10 @@ class AlarmLimits:
     clip_fraction: float = 0.0  # policy/clip_fraction above it, a share
     truncated: float = 0.0  # rollout/truncated above it, a share
     kl: float = 0.0  # kl/raw above it, nats
+    kl_old: float = 0.0  # policy/kl_old above it, nats
+    logprob_difference: float = 0.0  # sync/logprob_difference_mean above it, nats
+    logprob_difference_max: float = 0.0  # sync/logprob_difference_max above it, nats
+    weight_mean: float = 0.0  # mismatch/weight_mean farther from 1 than it
     effective_sample_size: float = 0.0  # mismatch/effective_sample_size below it, a share
     corrected: float = 0.0  # mismatch/corrected_share above it, a share
 
@@ -264,6 +268,9 @@ class WarningLimits(AlarmLimits):
     clip_fraction: float = 0.3
     truncated: float = 0.5
     kl: float = 1.0
+    kl_old: float = 0.1
+    logprob_difference: float = 0.02
+    weight_mean: float = 0.2
     effective_sample_size: float = 0.5
     corrected: float = 0.2
 

@@ -1,23 +1,24 @@
-"""Reads the settings: a YAML file, dotted overrides, the objective's preset beneath both; then checks every value.
+"""Reads the settings: a YAML file, dotted overrides, the objective's preset beneath both.
 
-Knows no torch. Every refusal is a ValueError of the form ``section.key=value: what it must be; why, or what to do``.
+``config_checks`` then looks at every value. Knows no torch. Every refusal is a ValueError of the form
+``section.key=value: what it must be; why, or what to do``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from megatron_apo.config import Config
+from megatron_apo.config import Config, KlConfig
+from megatron_apo.config_checks import leaves, validate
 from megatron_apo.objective.presets import PRESETS
-from megatron_apo.objective.validation import validate_objective
+from megatron_apo.objective.validation import SCHEDULE_KEYS
 
 _Tree = dict[str, Any]
 _Section = TypeVar("_Section")
@@ -69,7 +70,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     name = objective.get("name", "apo") if isinstance(objective, dict) else "apo"
     if isinstance(name, str):
         preset = {"objective": {"name": name, **_preset(name)}}
-        tree = _merged(preset, tree)
+        tree = _merged(_for_schedule(preset, tree), tree)
     config = _build(Config, tree, "")
     validate(config)
     return config
@@ -82,7 +83,7 @@ def dump_config(config: Config) -> str:
 
 def known_keys() -> list[str]:
     """Every setting's dotted name, in order."""
-    return [key for key, _ in _leaves(Config(), "")]
+    return [key for key, _ in leaves(Config(), "")]
 
 
 def _read(path: Path) -> _Tree:
@@ -108,7 +109,7 @@ def _apply(tree: _Tree, override: str) -> None:
     key, equals, text = override.removeprefix("--").partition("=")
     if not equals:
         raise ValueError(f"{override}: expected --section.key=value, for example --run.steps=100")
-    defaults = dict(_leaves(Config(), ""))
+    defaults = dict(leaves(Config(), ""))
     if key not in defaults:
         raise ValueError(_unknown(key))
     is_text = isinstance(defaults[key], str)
@@ -135,6 +136,20 @@ def _preset(name: str) -> Mapping[str, Any]:
     if name not in PRESETS:
         raise ValueError(f"objective.name={name}: must be one of {', '.join(PRESETS)}{_nearest(name, list(PRESETS))}")
     return PRESETS[name]
+
+
+def _for_schedule(preset: _Tree, tree: _Tree) -> _Tree:
+    """The preset without the numbers of its schedule of the KL coefficient, when the ``tree`` above asks for another.
+
+    Only what the preset says makes room: a number of the other schedule that is given is refused (``validation``).
+    """
+    merged = _merged(preset, tree)["objective"]
+    below, above = preset["objective"].get("kl", {}), merged.get("kl") if isinstance(merged, dict) else None
+    schedule = below.get("schedule", KlConfig().schedule)
+    if not isinstance(above, dict) or above.get("schedule", schedule) == schedule:
+        return preset
+    kept = {key: value for key, value in below.items() if key not in SCHEDULE_KEYS[schedule]}
+    return {"objective": {**preset["objective"], "kl": kept}}
 
 
 def _leave_preset(tree: _Tree, given: _Tree) -> None:
@@ -220,189 +235,3 @@ def _unknown(key: str) -> str:
 def _nearest(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def _leaves(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every setting."""
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _leaves(value, f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}", value
-
-
-_Check = tuple[str, Callable[[Any], bool], str]
-
-
-def _at_least(minimum: int, reason: str, *keys: str) -> list[_Check]:
-    return [(key, lambda value: value >= minimum, f"must be at least {minimum}{reason}") for key in keys]
-
-
-def _one_of(key: str, *choices: str) -> _Check:
-    return key, lambda value: value in choices, f"must be one of {', '.join(choices)}"
-
-
-def _above_zero(*keys: str) -> list[_Check]:
-    return [(key, lambda value: value > 0, "must be above 0") for key in keys]
-
-
-def _shares(*alarms: str) -> list[_Check]:
-    reason = "must lie between 0 (none) and 1; it is a limit on a share"
-    return [
-        (f"alarms.{action}.{name}", lambda share: 0 <= share <= 1, reason)
-        for action in ("warn", "stop")
-        for name in alarms
-    ]
-
-
-_CHECKS: list[_Check] = [
-    ("run.directory", bool, "must name the directory that the run writes"),
-    *_at_least(1, "", "run.steps", "parallel.tensor", "parallel.pipeline", "parallel.context"),
-    *_at_least(1, "", "parallel.virtual_pipeline"),
-    *_at_least(0, " (0: as many as the other stages)", "parallel.first_stage_layers"),
-    *_at_least(1, "", "model.vision_ffn_multiple"),
-    *_at_least(1, "", "data.max_prompt_tokens", "sampling.max_tokens", "rollout.prompts_per_step"),
-    *_at_least(1, "", "rollout.max_num_sequences", "rollout.timeout_seconds", "parallel.timeout_seconds"),
-    *_at_least(1, "", "rewards.workers", "training.updates_per_rollout", "training.epochs_per_rollout"),
-    *_at_least(1, "", "training.tokens_per_microbatch", "training.logits_chunk_tokens", "training.batch_size"),
-    *_at_least(1, "", "evaluation.samples"),
-    *_at_least(1, " (1: the first one stops the run)", "training.max_skipped_in_a_row"),
-    *_at_least(1, "; the newest is what --resume continues", "run.keep_checkpoints"),
-    *_at_least(0, "", "run.seed", "run.threads", "data.min_pixels", "data.max_pixels", "evaluation.limit"),
-    *_at_least(0, " (0: no refills)", "rollout.refill_rounds"),
-    *_at_least(0, " (0: never)", "run.save_every", "run.evaluate_every"),
-    *_at_least(0, "", "optimizer.warmup_steps", "optimizer.minimum_learning_rate", "optimizer.weight_decay"),
-    *_at_least(0, " (0: no clipping)", "optimizer.clip_gradient"),
-    *_at_least(0, " (0: greedy)", "evaluation.temperature"),
-    *_at_least(0, "", "rewards.accuracy", "rewards.format", "logging.report_samples"),
-    *_at_least(1, "", "alarms.steps"),
-    *_shares("zero_variance_groups", "clip_fraction", "truncated", "effective_sample_size", "corrected"),
-    *_at_least(
-        0, " (0: none)", *(f"alarms.{action}.{name}" for action in ("warn", "stop") for name in ("entropy", "kl"))
-    ),
-    *_above_zero("sampling.temperature", "rollout.kv_cache_gib", "rewards.timeout_seconds"),
-    *_above_zero("optimizer.learning_rate", "optimizer.epsilon", "sync.logprob_gate"),
-    ("sampling.top_p", lambda p: p == 1, "must be 1; log-probabilities are trained under the whole distribution"),
-    ("rollout.gpu_memory_utilization", lambda u: 0 < u < 1, "must lie between 0 and 1; training needs the rest"),
-    ("rewards.max_error_rate", lambda r: 0 <= r <= 1, "must lie between 0 and 1; it is a share of the responses"),
-    ("optimizer.beta1", lambda b: 0 <= b < 1, "must lie between 0 and 1"),
-    ("optimizer.beta2", lambda b: 0 <= b < 1, "must lie between 0 and 1"),
-    _one_of("model.dtype", "float32", "bfloat16"),
-    _one_of("model.layer_spec", "local", "transformer_engine"),
-    _one_of("model.reference", "resident", "host"),
-    _one_of("model.recompute", "none", "selective", "full"),
-    _one_of("rollout.engine", "vllm", "transformers"),
-    _one_of("rollout.placement", "auto", "in_process", "process"),
-    _one_of("optimizer.schedule", "constant", "linear", "cosine"),
-    _one_of("logging.wandb", "disabled", "offline", "online"),
-]
-
-
-def validate(config: Config) -> None:
-    """ValueError for the first setting that cannot work, alone or beside another."""
-    values = dict(_leaves(config, ""))
-    for key, accepts, reason in _CHECKS:
-        if not accepts(values[key]):
-            raise ValueError(f"{key}={values[key]}: {reason}")
-    validate_objective(config.objective, config.sampling.group_size, config.run.steps)
-    data, optimizer = config.data, config.optimizer
-    if data.min_pixels and data.max_pixels and data.min_pixels > data.max_pixels:
-        raise ValueError(f"data.min_pixels={data.min_pixels}: must not exceed data.max_pixels={data.max_pixels}")
-    if optimizer.minimum_learning_rate > optimizer.learning_rate:
-        raise ValueError(
-            f"optimizer.minimum_learning_rate={optimizer.minimum_learning_rate}: must not exceed "
-            f"optimizer.learning_rate={optimizer.learning_rate}"
-        )
-    if config.evaluation.samples > 1 and config.evaluation.temperature == 0:
-        raise ValueError(
-            f"evaluation.samples={config.evaluation.samples}: must be 1 with evaluation.temperature=0; greedy "
-            "responses are all the same"
-        )
-    updates, prompts = config.training.updates_per_rollout, config.rollout.prompts_per_step
-    if updates > prompts:
-        raise ValueError(
-            f"training.updates_per_rollout={updates}: must not exceed rollout.prompts_per_step={prompts}; an update "
-            "needs a prompt of its own"
-        )
-    if config.rollout.refill_rounds and not config.objective.drop_zero_variance:
-        raise ValueError(
-            f"rollout.refill_rounds={config.rollout.refill_rounds}: needs objective.drop_zero_variance=true; it draws "
-            "others for the groups that this drops"
-        )
-    model = config.model
-    if model.freeze_vision and model.freeze_merger and model.freeze_language:
-        raise ValueError(
-            "model.freeze_language=true: must be false with model.freeze_vision=true and model.freeze_merger=true; "
-            "nothing would be trained"
-        )
-    if config.parallel.sequence and config.parallel.tensor == 1:
-        raise ValueError(
-            "parallel.sequence=true: must be false with parallel.tensor=1; it splits the sequence over the tensor ranks"
-        )
-
-
-def require(config: Config, *keys: str) -> None:
-    """ValueError for the first of these settings that is empty; for what only some commands need."""
-    values = dict(_leaves(config, ""))
-    for key in keys:
-        if values[key] == "":
-            raise ValueError(f"{key}: is required; set it in the YAML file or with --{key}=…")
-
-
-def check_files(config: Config) -> None:
-    """ValueError for the first path among the settings that leads nowhere: told before a run writes anything."""
-    if config.model.path and not Path(config.model.path, "config.json").is_file():
-        raise ValueError(
-            f"model.path={config.model.path}: no config.json there; give the directory of a Hugging Face checkpoint"
-        )
-    for key, path in (("train", config.data.train), ("validation", config.data.validation), ("test", config.data.test)):
-        if path and not Path(path).is_file():
-            raise ValueError(f"data.{key}={path}: no such file; give rows as JSON lines")
-    for key, path in (("data.image_root", config.data.image_root), ("rollout.replay", config.rollout.replay)):
-        if path and not Path(path).is_dir():
-            raise ValueError(f"{key}={path}: no such directory")
-
-
-def check_purpose(config: Config, *, supervised: bool) -> None:
-    """ValueError for an objective that ``train`` (or, ``supervised``, ``sft``) has no use for."""
-    if supervised and config.objective.reduction == "constant":
-        raise ValueError(
-            "objective.reduction=constant: must be another with sft; it divides by the longest response that sampling "
-            "could draw, and nothing is sampled"
-        )
-    if not supervised and config.objective.name == "sft":
-        raise ValueError(
-            "objective.name=sft: is for demonstrations; run the command sft, or choose an objective of rewards"
-        )
-
-
-def check_evaluation(config: Config) -> None:
-    """ValueError when evaluations during training are asked for that would not take place."""
-    every = config.run.evaluate_every
-    if every and not config.data.validation and not config.rollout.replay:
-        raise ValueError(f"run.evaluate_every={every}: needs data.validation; give rows to evaluate, or set 0")
-
-
-def check_length(config: Config) -> None:
-    """ValueError when the longest prompt and response together exceed the positions of the model in ``model.path``."""
-    path = Path(config.model.path, "config.json")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model.path={config.model.path}: its config.json cannot be read ({error})") from error
-    if not isinstance(settings, dict):
-        raise ValueError(
-            f"{path}: holds a {type(settings).__name__}, expected an object; copy the file again from where the "
-            "weights came from"
-        )
-    nested = settings.get("text_config")
-    positions = (nested if isinstance(nested, dict) else {}).get(
-        "max_position_embeddings", settings.get("max_position_embeddings")
-    )
-    prompt, response = config.data.max_prompt_tokens, config.sampling.max_tokens
-    if isinstance(positions, int) and prompt + response > positions:
-        raise ValueError(
-            f"data.max_prompt_tokens={prompt} + sampling.max_tokens={response}: must not exceed the {positions} "
-            f"positions of {config.model.path}; lower one of them"
-        )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from megatron_apo.config import KlConfig, ObjectiveConfig
+from megatron_apo.objective.presets import PRESETS
 
 _CHOICES = {
     "objective.advantage.baseline": ("group", "leave_one_out"),
@@ -21,6 +20,11 @@ _CHOICES = {
     "objective.overlong.policy": ("train", "mask", "punish"),
 }
 _APO = ("apo", "apo_dads_only", "apo_stcr_only", "view_r1_exact")
+# The settings that each schedule of the KL coefficient reads; the other one's are refused beside it.
+SCHEDULE_KEYS = {
+    "constant": ("coefficient",),
+    "grpo_d": ("minimum", "maximum", "exploration_steps", "exploration_share"),
+}
 
 
 def has_kl(kl: KlConfig) -> bool:
@@ -57,9 +61,15 @@ def validate_objective(settings: ObjectiveConfig, group_size: int, steps: int) -
         if values[key] not in choices:
             raise ValueError(f"{key}={values[key]}: must be one of {', '.join(choices)}")
     _check_numbers(settings)
+    _check_schedule(settings.kl)
     if settings.kl.schedule == "grpo_d":
         _check_grpo_d(settings.kl, steps)
     _check_mismatch(settings)
+    _check_kl_term(settings)
+    _check_parts(settings)
+
+
+def _check_kl_term(settings: ObjectiveConfig) -> None:
     if settings.drop_zero_variance and settings.kl.placement == "reward" and has_kl(settings.kl):
         raise ValueError(
             "objective.kl.placement=reward: must be loss with objective.drop_zero_variance=true; a KL in the rewards "
@@ -84,17 +94,6 @@ def validate_objective(settings: ObjectiveConfig, group_size: int, steps: int) -
 
 
 def _check_numbers(settings: ObjectiveConfig) -> None:
-    numbers = {
-        "objective.stcr.base": settings.stcr.base,
-        "objective.advantage.epsilon": settings.advantage.epsilon,
-        "objective.overlong.weight": settings.overlong.weight,
-        "objective.kl.coefficient": settings.kl.coefficient,
-        "objective.kl.minimum": settings.kl.minimum,
-        "objective.kl.maximum": settings.kl.maximum,
-    }
-    for key, value in numbers.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{key}={value}: must be a finite number; the loss or the advantages would not be numbers")
     if not settings.stcr.base > 1:
         raise ValueError(
             f"objective.stcr.base={settings.stcr.base}: must be above 1; the weight of a longer wrong response grows "
@@ -134,13 +133,54 @@ def _check_mismatch(settings: ObjectiveConfig) -> None:
             f"objective.mismatch.correction={mismatch.correction}: needs objective.old_logprobs=trainer; the ratio to "
             "the engine's log-probabilities holds the mismatch already"
         )
-    if not mismatch.upper > 0:
-        raise ValueError(f"objective.mismatch.upper={mismatch.upper}: must be above 0; it bounds an importance weight")
-    if not 0 <= mismatch.lower < mismatch.upper:
-        raise ValueError(
-            f"objective.mismatch.lower={mismatch.lower}: must lie between 0 and "
-            f"objective.mismatch.upper={mismatch.upper}"
-        )
+    if mismatch.correction == "truncate":
+        if not mismatch.upper >= 1:
+            raise ValueError(
+                f"objective.mismatch.upper={mismatch.upper}: must be at least 1 with "
+                "objective.mismatch.correction=truncate; engine and trainer agree at a weight of 1"
+            )
+        if mismatch.lower:
+            raise ValueError(
+                f"objective.mismatch.lower={mismatch.lower}: must be 0 with objective.mismatch.correction=truncate, "
+                "which bounds weights above only; mask has both bounds"
+            )
+        return
+    for key, value, fits in (
+        ("lower", mismatch.lower, 0 <= mismatch.lower < 1),
+        ("upper", mismatch.upper, mismatch.upper > 1),
+    ):
+        if not fits:
+            raise ValueError(
+                f"objective.mismatch.{key}={value}: 0 <= lower < 1 < upper must hold with "
+                "objective.mismatch.correction=mask; outside them nothing is trained on, and 1 is where engine and "
+                "trainer agree"
+            )
+
+
+def _check_schedule(kl: KlConfig) -> None:
+    for schedule, keys in SCHEDULE_KEYS.items():
+        for key in keys:
+            value = getattr(kl, key)
+            if value and schedule != kl.schedule:
+                raise ValueError(
+                    f"objective.kl.{key}={value:g}: must be 0 with objective.kl.schedule={kl.schedule}, which does not "
+                    f"read it; set objective.kl.schedule={schedule}, or {' and '.join(SCHEDULE_KEYS[kl.schedule][:2])}"
+                )
+
+
+def _check_parts(settings: ObjectiveConfig) -> None:
+    """One of APO's presets without one of its parts, or with another's, would be logged under a wrong name."""
+    parts = {name: (PRESETS[name]["stcr"]["enabled"], PRESETS[name]["dads"]["enabled"]) for name in _APO}
+    given = (settings.stcr.enabled, settings.dads.enabled)
+    if settings.name not in parts or given == parts[settings.name]:
+        return
+    own = {"stcr": parts[settings.name][0], "dads": parts[settings.name][1]}
+    key, value = next((key, has) for (key, wanted), has in zip(own.items(), given, strict=True) if has != wanted)
+    named = next((name for name, has in parts.items() if has == given), "grpo")
+    raise ValueError(
+        f"objective.{key}.enabled={str(value).lower()}: must be {str(not value).lower()} with "
+        f"objective.name={settings.name}, which is named for it; start from objective.name={named}"
+    )
 
 
 def _check_grpo_d(kl: KlConfig, steps: int) -> None:

@@ -20,11 +20,15 @@ _STOPPED = PREFIX + "stop_"
 
 @dataclass(frozen=True)
 class Watched:
-    """A metric that has an alarm: on which side of its limit it rings, and what to try then."""
+    """A metric that has an alarm: on which side of its limit it rings ("from 1": farther from 1), what to try then."""
 
     metric: str
-    side: Literal["above", "below"]
+    side: Literal["above", "below", "from 1"]
     advice: str
+
+    def outward(self, value: float) -> float:
+        """How far out ``value`` lies on the side that is watched; compared with a limit's own."""
+        return {"above": value, "below": -value, "from 1": abs(value - 1)}[self.side]
 
 
 WATCHED: dict[str, Watched] = {
@@ -57,6 +61,30 @@ WATCHED: dict[str, Watched] = {
         "the policy has left the initial one; raise objective.kl.coefficient or lower optimizer.learning_rate, and "
         "read what it writes: a reward may pay for something else than was meant",
     ),
+    "kl_old": Watched(
+        "policy/kl_old",
+        "above",
+        "the updates of one rollout take the policy far from the one that sampled it; lower optimizer.learning_rate, "
+        "training.updates_per_rollout or training.epochs_per_rollout",
+    ),
+    "logprob_difference": Watched(
+        "sync/logprob_difference_mean",
+        "above",
+        "engine and trainer give the sampled tokens different log-probabilities; correct it with "
+        "objective.mismatch.correction, or bring their precision closer (model.dtype); sync.logprob_gate stops the run",
+    ),
+    "logprob_difference_max": Watched(
+        "sync/logprob_difference_max",
+        "above",
+        "engine and trainer differ widely on some token; correct it with objective.mismatch.correction, or bring their "
+        "precision closer (model.dtype)",
+    ),
+    "weight_mean": Watched(
+        "mismatch/weight_mean",
+        "from 1",
+        "the engine samples from another policy than the trainer's: the mean weight of its own samples would be 1; "
+        "look for settings of sampling that only one of them knows, or bring their precision closer (model.dtype)",
+    ),
     "effective_sample_size": Watched(
         "mismatch/effective_sample_size",
         "below",
@@ -86,7 +114,8 @@ class Limit:
 
     def crossed(self, value: float) -> bool:
         """Whether ``value`` lies beyond the limit; on it is not beyond."""
-        return value > self.value if WATCHED[self.name].side == "above" else value < self.value
+        watched = WATCHED[self.name]
+        return watched.outward(value) > (self.value if watched.side == "from 1" else watched.outward(self.value))
 
 
 @dataclass(frozen=True)
@@ -134,7 +163,8 @@ class Alarms:
         setting = f"alarms.{limit.action}.{limit.name}={limit.value:g}"
         if over:
             return Event("end", limit.name, f"alarm {limit.name} is over: {watched.metric} is {value:.4g} ({setting})")
-        message = f"alarm {limit.name}: {watched.metric} is {value:.4g}, {watched.side} {setting} for {row}: "
+        side = "farther from 1 than" if watched.side == "from 1" else watched.side
+        message = f"alarm {limit.name}: {watched.metric} is {value:.4g}, {side} {setting} for {row}: "
         return Event("start" if limit.action == "warn" else "stop", limit.name, message + watched.advice)
 
 
@@ -181,7 +211,7 @@ def rings(rows: Sequence[Mapping[str, Any]]) -> list[Ring]:
                 values = [
                     one for one in (current.worst if current else None, row.get(watched.metric)) if one is not None
                 ]
-                worst = (max if watched.side == "above" else min)(values) if values else None
+                worst = max(values, key=watched.outward) if values else None
                 current = Ring(name, current.first if current else row["step"], row["step"], worst)
             elif current:
                 found.append(current)

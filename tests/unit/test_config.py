@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_apo.config import Config, ParallelConfig
-from megatron_apo.config_loading import (
+from megatron_apo.config import Config, KlConfig, ParallelConfig
+from megatron_apo.config_checks import (
     check_evaluation,
     check_files,
     check_length,
-    dump_config,
-    known_keys,
-    load_config,
+    check_purpose,
+    leaves,
+    notices,
     require,
 )
+from megatron_apo.config_loading import dump_config, known_keys, load_config
 from megatron_apo.objective.presets import PRESETS
 
 
@@ -58,8 +59,8 @@ def test_text_on_the_command_line_is_taken_as_it_stands(given: str, read: str) -
 
 
 def test_an_override_of_a_nested_section() -> None:
-    config = load_config(None, ["--objective.stcr.base=1.01", "--objective.stcr.enabled=false"])
-    assert config.objective.stcr.base == 1.01 and config.objective.stcr.enabled is False
+    config = load_config(None, ["--objective.stcr.base=1.01", "--objective.stcr.only_negative=true"])
+    assert config.objective.stcr.base == 1.01 and config.objective.stcr.only_negative is True
     assert load_config(None, ["--run.directory="] + ["--run.directory=a=b"]).run.directory == "a=b"
 
 
@@ -75,10 +76,10 @@ def test_every_preset_loads_and_reads_back_equal(name: str, tmp_path: Path) -> N
 def test_explicit_keys_override_the_preset(tmp_path: Path) -> None:
     preset = load_config(None, ["--objective.name=apo"])
     assert preset.objective.stcr.enabled and preset.objective.dads.enabled
-    path = write(tmp_path, "objective:\n  name: apo\n  stcr:\n    enabled: false\n")
+    path = write(tmp_path, "objective:\n  name: apo\n  kl:\n    coefficient: 0.02\n")
     config = load_config(path, [])
-    assert not config.objective.stcr.enabled  # named
-    assert config.objective.dads.enabled  # the preset's
+    assert config.objective.kl.coefficient == 0.02  # named
+    assert config.objective.dads.enabled and config.objective.kl.estimator == "k3"  # the preset's
     grpo = load_config(None, ["--objective.name=grpo"])
     assert not grpo.objective.stcr.enabled and not grpo.objective.dads.enabled
     # an empty section is no section
@@ -209,6 +210,52 @@ CONTRADICTIONS = {
         ["--objective.name=grpo_d", "--objective.kl.exploration_steps=3"],
         "objective.kl.exploration_steps=3: must be 0 with objective.kl.exploration_share=0.3; say one of them",
     ),
+    "a constant for GRPO-D": (
+        ["--objective.name=grpo_d", "--objective.kl.coefficient=0.5"],
+        "objective.kl.coefficient=0.5: must be 0 with objective.kl.schedule=grpo_d, which does not read it; set "
+        "objective.kl.schedule=constant, or minimum and maximum",
+    ),
+    "bounds for a constant": (
+        ["--objective.name=grpo", "--objective.kl.minimum=0.01", "--objective.kl.maximum=0.1"],
+        "objective.kl.minimum=0.01: must be 0 with objective.kl.schedule=constant, which does not read it; set "
+        "objective.kl.schedule=grpo_d, or coefficient",
+    ),
+    "exploration of a constant": (
+        ["--objective.name=apo", "--objective.kl.exploration_steps=5"],
+        "objective.kl.exploration_steps=5: must be 0 with objective.kl.schedule=constant",
+    ),
+    "a share of exploration of a constant": (
+        ["--objective.name=grpo_d", "--objective.kl.schedule=constant", "--objective.kl.exploration_share=0.3"],
+        "objective.kl.exploration_share=0.3: must be 0 with objective.kl.schedule=constant",
+    ),
+    "APO without DADS": (
+        ["--objective.name=apo", "--objective.dads.enabled=false"],
+        "objective.dads.enabled=false: must be true with objective.name=apo, which is named for it; start from "
+        "objective.name=apo_stcr_only",
+    ),
+    "APO without STCR": (
+        ["--objective.stcr.enabled=false"],
+        "objective.stcr.enabled=false: must be true with objective.name=apo, which is named for it; start from "
+        "objective.name=apo_dads_only",
+    ),
+    "APO without either": (
+        ["--objective.stcr.enabled=false", "--objective.dads.enabled=false"],
+        "objective.stcr.enabled=false: must be true with objective.name=apo, which is named for it; start from "
+        "objective.name=grpo",
+    ),
+    "DADS alone with STCR": (
+        ["--objective.name=apo_dads_only", "--objective.stcr.enabled=true"],
+        "objective.stcr.enabled=true: must be false with objective.name=apo_dads_only, which is named for it; start "
+        "from objective.name=apo",
+    ),
+    "STCR alone with DADS": (
+        ["--objective.name=apo_stcr_only", "--objective.dads.enabled=true"],
+        "objective.dads.enabled=true: must be false with objective.name=apo_stcr_only",
+    ),
+    "View-R1 without STCR": (
+        ["--objective.name=view_r1_exact", "--objective.stcr.enabled=false"],
+        "objective.stcr.enabled=false: must be true with objective.name=view_r1_exact",
+    ),
 }
 
 
@@ -291,9 +338,49 @@ def test_prompt_and_response_must_fit_the_model(text: str, tmp_path: Path) -> No
             check_length(load_config(None, base))
 
 
+@pytest.mark.parametrize("key", [key for key, value in leaves(Config(), "") if isinstance(value, float)])
+def test_an_infinity_is_refused_wherever_a_number_stands(key: str) -> None:
+    for text, value in ((".inf", "inf"), ("1e999", "inf"), ("-.inf", "-inf")):
+        with pytest.raises(ValueError, match=rf"^{key}={value}: must be a finite number"):
+            load_config(None, [f"--{key}={text}"])
+    with pytest.raises(ValueError, match=rf"^{key}=nan: must be a number"):
+        load_config(None, [f"--{key}=.nan"])
+
+
+def test_another_schedule_of_the_kl_takes_the_place_of_the_presets(tmp_path: Path) -> None:
+    """What the preset says of its own schedule makes room; what is asked for is kept, and read back equal."""
+    bounds = {"schedule": "grpo_d", "minimum": 0.0005, "maximum": 0.002, "exploration_share": 0.3}
+    config = load_config(write(tmp_path, yaml.safe_dump({"objective": {"name": "apo", "kl": bounds}})))
+    assert config.objective.kl == KlConfig(**bounds)
+    assert load_config(write(tmp_path, dump_config(config))) == config
+    flat = load_config(None, ["--objective.name=grpo_d", "--objective.kl.schedule=constant"]).objective.kl
+    assert flat == KlConfig()
+    words = ["--objective.name=grpo_d", "--objective.kl.schedule=constant", "--objective.kl.coefficient=0.04"]
+    assert load_config(None, words).objective == dataclasses.replace(
+        load_config(None, ["--objective.name=grpo"]).objective, name="grpo_d"
+    )
+
+
+def test_rewards_that_never_differ_are_refused_in_training_with_rewards() -> None:
+    nothing = ["--rewards.accuracy=0", "--rewards.format=0"]
+    with pytest.raises(ValueError, match=r"rewards\.accuracy=0: must be above 0 with rewards\.format=0"):
+        check_purpose(load_config(None, nothing), supervised=False)
+    for works in (nothing[:1], nothing[1:], [*nothing, "--objective.overlong.policy=punish"]):
+        check_purpose(load_config(None, works), supervised=False)
+    check_purpose(load_config(None, nothing), supervised=True)  # demonstrations earn nothing
+
+
+def test_a_kl_that_holds_nothing_is_told() -> None:
+    k1 = ["--objective.name=grpo", "--objective.kl.estimator=k1"]
+    (notice,) = notices(load_config(None, k1))
+    assert notice.startswith("objective.kl.estimator=k1: its gradient in the loss is 0 in the mean")
+    for works in (["--objective.name=grpo"], ["--objective.name=rloo"], [*k1, "--objective.kl.coefficient=0"]):
+        assert not notices(load_config(None, works))
+
+
 def test_every_setting_is_checked_or_free() -> None:
     """A number or a choice that is added without a check is found here."""
-    from megatron_apo.config_loading import _CHECKS
+    from megatron_apo.config_checks import _CHECKS
 
     free = {"logging.wandb_project", "model.path", "rollout.replay", "data.train", "data.validation"}
     free |= {"data.test", "data.image_root", "data.system_prompt", "data.instruction"}

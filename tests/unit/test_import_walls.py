@@ -16,6 +16,7 @@ PURE = (
     "megatron_apo/rewards/",
     "megatron_apo/records.py",
     "megatron_apo/config.py",
+    "megatron_apo/config_checks.py",
     "megatron_apo/config_loading.py",
 )
 

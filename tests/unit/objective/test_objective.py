@@ -247,7 +247,27 @@ def test_presets_and_validation_need_no_torch() -> None:
         (
             dataclasses.replace(APO, mismatch=MismatchConfig(correction="mask", lower=3.0)),
             8,
-            "objective.mismatch.lower=3.0: must lie between 0 and objective.mismatch.upper=2.0",
+            "objective.mismatch.lower=3.0: 0 <= lower < 1 < upper must hold",
+        ),
+        (
+            dataclasses.replace(APO, mismatch=MismatchConfig(correction="mask", lower=1.0)),
+            8,
+            "objective.mismatch.lower=1.0: 0 <= lower < 1 < upper must hold",
+        ),
+        (
+            dataclasses.replace(APO, mismatch=MismatchConfig(correction="mask", lower=0.1, upper=1.0)),
+            8,
+            "objective.mismatch.upper=1.0: 0 <= lower < 1 < upper must hold",
+        ),
+        (
+            dataclasses.replace(APO, mismatch=MismatchConfig(correction="truncate", upper=0.5)),
+            8,
+            "objective.mismatch.upper=0.5: must be at least 1 with objective.mismatch.correction=truncate",
+        ),
+        (
+            dataclasses.replace(APO, mismatch=MismatchConfig(correction="truncate", lower=0.5)),
+            8,
+            "objective.mismatch.lower=0.5: must be 0 with objective.mismatch.correction=truncate",
         ),
     ],
 )

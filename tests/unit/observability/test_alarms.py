@@ -27,9 +27,18 @@ COLLAPSES = {
     "clip_fraction": (0.02, 0.6),
     "truncated": (0.01, 0.9),
     "kl": (0.05, 30.0),
+    "kl_old": (0.0003, 3.0),
+    "logprob_difference": (0.002, 0.3),
+    "logprob_difference_max": (0.3, 9.0),
+    "weight_mean": (1.0008, 0.3),
     "effective_sample_size": (0.999, 0.1),
     "corrected": (0.001, 0.7),
 }
+
+
+# Every default, and a limit for the one metric that has none.
+LIMITS = asdict(WarningLimits()) | {"logprob_difference_max": 1.0}
+WARN = WarningLimits(**LIMITS)
 
 
 def run(alarms: Alarms, rows: list[dict[str, Any]]) -> tuple[Alarms, list[tuple[int, Event]], list[dict[str, Any]]]:
@@ -57,7 +66,7 @@ def test_every_alarm_has_a_limit_and_every_limit_an_alarm() -> None:
 def test_a_healthy_run_is_silent() -> None:
     assert len(HEALTHY) == 450 and max(row["kl/raw"] for row in HEALTHY) > 2
     alarms = build_alarms(AlarmsConfig())
-    assert {limit.name for limit in alarms.limits} == set(WATCHED)
+    assert {limit.name for limit in alarms.limits} == set(WATCHED) - {"logprob_difference_max"}
     _, said, written = run(alarms, HEALTHY)
     assert said == [] and rings(written) == []
     assert {row["alarm/active"] for row in written} == {0.0}
@@ -67,21 +76,20 @@ def test_a_healthy_run_is_silent() -> None:
 def test_a_collapse_rings_once_and_its_end_is_said_once(name: str) -> None:
     healthy, collapsed = COLLAPSES[name]
     rows = rows_of(name, [healthy] * 4 + [collapsed] * 6 + [healthy] * 5)
-    _, said, written = run(build_alarms(AlarmsConfig(steps=3)), rows)
+    _, said, written = run(build_alarms(AlarmsConfig(steps=3, warn=WARN)), rows)
     assert [(step, event.kind, event.name) for step, event in said] == [(7, "start", name), (13, "end", name)]
     start = said[0][1].message
     assert WATCHED[name].metric in start and f"{collapsed:.4g}" in start and "3 steps in a row" in start
-    assert f"alarms.warn.{name}={asdict(WarningLimits())[name]:g}" in start and WATCHED[name].advice in start
+    assert f"alarms.warn.{name}={LIMITS[name]:g}" in start and WATCHED[name].advice in start
     assert [row[f"alarm/{name}"] for row in written] == [0.0] * 6 + [1.0] * 6 + [0.0] * 3
     assert [row["alarm/active"] for row in written] == [row[f"alarm/{name}"] for row in written]
-    worst = (min if WATCHED[name].side == "below" else max)(healthy, collapsed)
-    assert rings(written) == [Ring(name, 7, 12, worst)]
+    assert rings(written) == [Ring(name, 7, 12, collapsed)]
 
 
 @pytest.mark.parametrize("name", COLLAPSES)
 def test_a_limit_may_stop_the_run(name: str) -> None:
     healthy, collapsed = COLLAPSES[name]
-    stop = replace(AlarmLimits(), **{name: asdict(WarningLimits())[name]})
+    stop = replace(AlarmLimits(), **{name: LIMITS[name]})
     config = AlarmsConfig(steps=2, warn=WarningLimits(**dict.fromkeys(WATCHED, 0.0)), stop=stop)
     _, said, written = run(build_alarms(config), rows_of(name, [collapsed, healthy, collapsed, collapsed]))
     assert [(step, event.kind) for step, event in said] == [(4, "stop")]
@@ -91,6 +99,16 @@ def test_a_limit_may_stop_the_run(name: str) -> None:
     ]
     assert rings(written) == [Ring(name, 4, 4, collapsed, stopped=True)]
     assert "ALARM" not in watched_line(written[3])
+
+
+def test_a_mean_weight_rings_on_either_side_of_one() -> None:
+    alarms = build_alarms(AlarmsConfig(steps=1, warn=WarningLimits(weight_mean=0.25)))
+    _, said, written = run(alarms, rows_of("weight_mean", [1.25, 0.75, 1.3, 1.0, 0.7, 0.5, 1.0]))
+    assert [(step, event.kind) for step, event in said] == [(3, "start"), (4, "end"), (5, "start"), (7, "end")]
+    assert (
+        "mismatch/weight_mean is 1.3, farther from 1 than alarms.warn.weight_mean=0.25 for 1 step" in said[0][1].message
+    )
+    assert rings(written) == [Ring("weight_mean", 3, 3, 1.3), Ring("weight_mean", 5, 6, 0.5)]
 
 
 def test_a_step_without_the_number_has_no_say() -> None:
