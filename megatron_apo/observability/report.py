@@ -74,6 +74,22 @@ CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...], str, float | None], ...] =
         "Log-probability of the sampled tokens: what the gate before each update compares.",
         0.0,
     ),
+    (
+        "Engine against trainer, largest",
+        (("sync/logprob_difference_max", "largest |Δ log p|"),),
+        "Of the sampled token they differ most about.",
+        0.0,
+    ),
+    (
+        "Importance weights, trainer over engine",
+        (
+            ("mismatch/effective_sample_size", "effective sample size"),
+            ("mismatch/weight_mean", "mean weight"),
+            ("mismatch/corrected_share", "corrected share"),
+        ),
+        "Size as a share of the samples and weight are 1 where they agree; objective.mismatch corrects a share.",
+        0.0,
+    ),
 )
 
 

@@ -128,6 +128,24 @@ def test_the_page_holds_everything_and_needs_nothing_else(run: Path) -> None:
     assert "http" not in text and "@import" not in text and "url(" not in text
 
 
+def test_how_engine_and_trainer_agree_is_drawn_over_the_steps(tmp_path: Path) -> None:
+    """Mean and largest difference apart, each on an axis of its own; the weights' numbers together."""
+    metrics = {
+        "sync/logprob_difference_mean": ("mean |Δ log p|", [0.001, 0.002, 0.003]),
+        "sync/logprob_difference_max": ("largest |Δ log p|", [0.5, 0.75, 0.25]),
+        "mismatch/effective_sample_size": ("effective sample size", [0.95, 0.9, 0.85]),
+        "mismatch/weight_mean": ("mean weight", [1.01, 1.02, 0.99]),
+        "mismatch/corrected_share": ("corrected share", [0.0, 0.125, 0.25]),
+    }
+    rows = [{"step": s} | {name: values[s - 1] for name, (_, values) in metrics.items()} for s in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = Page(write_report(tmp_path).read_text())
+    drawn = [json.loads(found) for _, attributes in page.tags if (found := attributes.get("data-chart"))]
+    charts = [[(one["name"], [value for _, value in one["points"]]) for one in chart["series"]] for chart in drawn]
+    mean, largest, *weights = metrics.values()
+    assert charts == [[mean], [largest], weights]
+
+
 def test_text_of_models_and_data_is_only_text(run: Path) -> None:
     page = Page(write_report(run).read_text())
     assert HOSTILE in page.text
