@@ -18,6 +18,18 @@ from megatron_apo.records import Microbatch, PromptImage, TrainingSample
 _PADDING_TOKEN = 0  # any id of the vocabulary: its position carries no weight and nothing attends to it
 
 
+def packed_lengths(real_lengths: np.ndarray, *, align: int = 1, sequence_multiple: int = 1) -> np.ndarray:
+    """Tokens of each packed sequence with its padding, and of the tail's where there is one: their sum is computed.
+
+    Each sequence is padded to a multiple of ``sequence_multiple``, their sum to one of ``align`` too; without sequences
+    there is such padding alone.
+    """
+    lengths = real_lengths + -real_lengths % sequence_multiple
+    total, align = int(lengths.sum()), math.lcm(align, sequence_multiple)
+    padding = (-total) % align if total else align
+    return np.append(lengths, padding) if padding else lengths
+
+
 def build_microbatch(
     samples: Sequence[TrainingSample],
     indices: Sequence[int],
@@ -46,14 +58,11 @@ def build_microbatch(
     response_lengths = np.array([len(s.response_ids) for s in chosen], dtype=np.int64)
     assert (prompt_lengths > 0).all(), "the first response token is predicted from the prompt's last"
     real_lengths = prompt_lengths + response_lengths
-    lengths = real_lengths + -real_lengths % sequence_multiple
-    total, align = int(lengths.sum()), math.lcm(align, sequence_multiple)
-    padding = (-total) % align if total else align
-    if padding:
-        lengths = np.append(lengths, padding)
+    lengths = packed_lengths(real_lengths, align=align, sequence_multiple=sequence_multiple)
     ends = np.cumsum(lengths)
     starts = ends - lengths
-    tokens = total + padding
+    tokens = int(lengths.sum())
+    padding = int(lengths[len(chosen) :].sum())
 
     ids = np.full(tokens, _PADDING_TOKEN, dtype=np.int64)
     if chosen:

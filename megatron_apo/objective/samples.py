@@ -142,6 +142,7 @@ def shape_step(
     possible_PG = _possible(groups, forbidden_token_ids)
     shaped, valid = _shape(groups, settings, possible_PG, penalties)
     trainable = _trainable(groups, settings, shaped, valid)
+    shaping = _shaping(shaped)
     samples: list[TrainingSample] = []
     batches: list[tuple[int, ...]] = []
     for update in range(updates):
@@ -161,21 +162,9 @@ def shape_step(
         )
         kl = token_weights(lengths, everyone, kind=settings.kl.reduction)
         start = len(samples)
-        for place, (p, g) in enumerate(chosen):
-            samples.append(_sample(groups[p], g, shaped, p, float(policy[place]), float(kl[place])))
+        for (p, g), policy_weight, kl_token_weight in zip(chosen, policy.tolist(), kl.tolist(), strict=True):
+            samples.append(_sample(groups[p], g, shaping[p][g], policy_weight, kl_token_weight))
         batches.append(tuple(range(start, len(samples))))
-    shaping = tuple(
-        tuple(
-            {
-                "raw_advantage": float(shaped.raw_advantages_PG[p, g]),
-                "advantage": float(shaped.advantages_PG[p, g]),
-                "stcr": float(shaped.stcr_PG[p, g]),
-                "kl_weight": float(shaped.kl_weights_PG[p, g]),
-            }
-            for g in range(len(group.rollouts))
-        )
-        for p, group in enumerate(groups)
-    )
     metrics = _metrics(shaped, valid)
     if penalties:  # which give nearly every group some variance: those whose answers earned the same are named too
         earned, _ = _shape(groups, settings, possible_PG)
@@ -183,6 +172,21 @@ def shape_step(
     if forbidden_token_ids:
         metrics["rollout/forbidden_tokens"] = float(sum(possible_G.count(False) for possible_G in possible_PG))
     return ShapedStep(tuple(samples), tuple(batches * epochs), shaping, metrics)
+
+
+def _shaping(shaped: ShapedGroups) -> tuple[tuple[dict[str, float], ...], ...]:
+    # Whole tensors as lists: reading their elements one by one takes longer than the objective itself.
+    columns = {
+        "raw_advantage": shaped.raw_advantages_PG.tolist(),
+        "advantage": shaped.advantages_PG.tolist(),
+        "stcr": shaped.stcr_PG.tolist(),
+        "kl_weight": shaped.kl_weights_PG.tolist(),
+    }
+    prompts, group_size = shaped.advantages_PG.shape
+    return tuple(
+        tuple({name: values[p][g] for name, values in columns.items()} for g in range(group_size))
+        for p in range(prompts)
+    )
 
 
 def _engine_logprobs(group: RolloutGroup, index: int) -> tuple[float, ...]:
@@ -198,15 +202,15 @@ def _engine_logprobs(group: RolloutGroup, index: int) -> tuple[float, ...]:
 
 
 def _sample(
-    group: RolloutGroup, index: int, shaped: ShapedGroups, row: int, policy_weight: float, kl_token_weight: float
+    group: RolloutGroup, index: int, shaping: dict[str, float], policy_weight: float, kl_token_weight: float
 ) -> TrainingSample:
     rollout = group.rollouts[index]
     return TrainingSample(
         prompt_ids=group.prompt.token_ids,
         response_ids=rollout.token_ids,
         images=group.prompt.images,
-        advantage=float(shaped.advantages_PG[row, index]),
-        kl_weight=float(shaped.kl_weights_PG[row, index]),
+        advantage=shaping["advantage"],
+        kl_weight=shaping["kl_weight"],
         policy_weight=policy_weight,
         kl_token_weight=kl_token_weight,
         rollout_logprobs=_engine_logprobs(group, index),

@@ -6,11 +6,13 @@ import random
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks.packing import Weighed, heavy_tailed
+from benchmarks.packing import MULTIPLE, Weighed, heavy_tailed
 from megatron_apo.data.balancing import fewest_microbatches, plan_microbatches
 from megatron_apo.data.costs import CostModel, image_costs
+from megatron_apo.data.packing import packed_lengths
 
 # Qwen2.5-VL-3B's order of magnitude, rounded: products, attention and patches all matter.
 COSTS = CostModel(6e9, 6e8, 3e5, 1.3e9, 1.4e5, 2e4, 8)
@@ -94,12 +96,16 @@ def test_every_plan_is_a_partition_within_the_budget(seed: int) -> None:
     assert plan == plan_microbatches(lengths, **words)
 
 
-# 16384: log-normal pictures and responses leave 98 to 100 % of the least number of microbatches in use.
-@pytest.mark.parametrize(("ranks", "budget", "multiple"), [(1, 16384, 1), (8, 16384, 1), (32, 8192, 1), (4, 8192, 4)])
-def test_a_heavy_tailed_mix_fills_microbatches_and_loads_ranks_alike(ranks: int, budget: int, multiple: int) -> None:
-    for seed in (0, 2):  # 98.1 % and 99.8 % useful at best
+@pytest.mark.parametrize(
+    ("ranks", "budget", "multiple"), [(1, 16384, 1), (8, 16384, 1), (16, 16384, 1), (32, 8192, 1), (4, 8192, 4)]
+)
+def test_a_heavy_tailed_mix_computes_few_tokens_in_vain_and_loads_ranks_alike(
+    ranks: int, budget: int, multiple: int
+) -> None:
+    """Nearly all that is computed is real; microbatches are full, or as few as there can be."""
+    for seed in range(8):
         samples = heavy_tailed(128, 8, seed)
-        lengths = [sample.length for sample in samples]
+        lengths = [-(-sample.length // MULTIPLE) * MULTIPLE for sample in samples]
         work = [COSTS.sequence(len(sample.prompt_ids), len(sample.response_ids)) for sample in samples]
         words: dict[str, Any] = {
             "tokens_per_microbatch": budget,
@@ -107,12 +113,21 @@ def test_a_heavy_tailed_mix_fills_microbatches_and_loads_ranks_alike(ranks: int,
             "microbatch_multiple": multiple,
             "pipeline": multiple,
         }
-        start = time.perf_counter()
+        start = time.process_time()
         plan = plan_microbatches(lengths, **words, costs=work, images=image_costs(samples, COSTS))
-        seconds = time.perf_counter() - start
-        found = Weighed(plan, samples, COSTS)
-        plain = Weighed(plan_microbatches(lengths, **words), samples, COSTS)
-        assert sum(lengths) / (found.microbatches * ranks * budget) >= 0.97
+        seconds = time.process_time() - start
+        found = Weighed(plan, samples, COSTS, budget)
+        plain = Weighed(plan_microbatches(lengths, **words), samples, COSTS, budget)
+        assert found.useful >= 0.97 and found.padded < 0.8
+        assert found.full >= 0.97 or found.microbatches == fewest_microbatches(lengths, budget, ranks, multiple)
         assert found.spread < 0.03
-        assert found.encoded < 0.5 * plain.encoded and found.slowest < 0.9 * plain.slowest
+        assert found.encoded < 0.5 * plain.encoded and found.slowest < 0.95 * plain.slowest
         assert seconds < 1.0  # 0.03 to 0.1 s on an idle core
+
+
+def test_packed_lengths_by_hand() -> None:
+    """5 and 9 to multiples of 8 are 8 and 16, and 8 more make 32; nothing is one piece of padding."""
+    assert packed_lengths(np.array([5, 9]), align=32, sequence_multiple=8).tolist() == [8, 16, 8]
+    assert packed_lengths(np.array([5, 9]), align=12, sequence_multiple=8).tolist() == [8, 16]
+    assert packed_lengths(np.array([5, 9])).tolist() == [5, 9]
+    assert packed_lengths(np.array([], dtype=np.int64), align=4, sequence_multiple=8).tolist() == [8]

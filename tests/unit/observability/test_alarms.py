@@ -20,6 +20,9 @@ from megatron_apo.observability.writers import read_metrics
 ROOT = Path(__file__).resolve().parents[3]
 # 450 steps of the digits task (examples/digits, seed 1); its KL jumps to 2.27 in one single step.
 HEALTHY = read_metrics(ROOT / "tests" / "fixtures" / "healthy_run")
+# With four updates a rollout, in bfloat16, its mismatch corrected; and one that blows up (README.md beside them).
+BFLOAT16 = read_metrics(ROOT / "tests" / "fixtures" / "runs" / "healthy")
+BLOW_UP = read_metrics(ROOT / "tests" / "fixtures" / "runs" / "blow_up")
 # name -> (value of a healthy step, of a collapsed one)
 COLLAPSES = {
     "entropy": (0.2, 0.001),
@@ -70,6 +73,28 @@ def test_a_healthy_run_is_silent() -> None:
     _, said, written = run(alarms, HEALTHY)
     assert said == [] and rings(written) == []
     assert {row["alarm/active"] for row in written} == {0.0}
+
+
+def test_a_healthy_run_in_which_everything_watched_moves_is_silent() -> None:
+    """Silent though each metric is there and moves: a limit put in the midst of its values does ring."""
+    _, said, written = run(build_alarms(AlarmsConfig(warn=WARN)), BFLOAT16)
+    assert len(BFLOAT16) == 40 and said == [] and {row["alarm/active"] for row in written} == {0.0}
+    for name, watched in WATCHED.items():
+        values = [row[watched.metric] for row in BFLOAT16]
+        assert len(set(values)) >= 4, name
+        middle = sorted(map(watched.outward, values))[len(values) // 2 - 1]
+        limit = WarningLimits(**(dict.fromkeys(WATCHED, 0.0) | {name: abs(middle) or 1e-12}))
+        assert {event.name for _, event in run(build_alarms(AlarmsConfig(steps=1, warn=limit)), BFLOAT16)[1]} == {name}
+
+
+def test_a_run_that_blew_up_rings() -> None:
+    """What the default limits say of it, and when; a run may be stopped by any of them."""
+    _, said, _ = run(build_alarms(AlarmsConfig()), BLOW_UP)
+    found = {(step, event.name) for step, event in said if event.kind == "start"}
+    assert found == {(3, "kl"), (3, "kl_old"), (6, "zero_variance_groups"), (6, "truncated")}
+    stop = AlarmsConfig(steps=2, stop=AlarmLimits(kl_old=1.0))
+    _, said, _ = run(build_alarms(stop), BLOW_UP)
+    assert [step for step, event in said if event.kind == "stop"] == [2]
 
 
 @pytest.mark.parametrize("name", COLLAPSES)
