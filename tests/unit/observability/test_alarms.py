@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[3]
 # 450 steps of the digits task (examples/digits, seed 1); its KL jumps to 2.27 in one single step.
 HEALTHY = read_metrics(ROOT / "tests" / "fixtures" / "healthy_run")
 # With four updates a rollout, in bfloat16, its mismatch corrected; and one that blows up (README.md beside them).
-BFLOAT16 = read_metrics(ROOT / "tests" / "fixtures" / "runs" / "healthy")
-BLOW_UP = read_metrics(ROOT / "tests" / "fixtures" / "runs" / "blow_up")
+BFLOAT16 = read_metrics(ROOT / "tests" / "fixtures" / "recorded" / "healthy")
+BLOW_UP = read_metrics(ROOT / "tests" / "fixtures" / "recorded" / "blow_up")
 # name -> (value of a healthy step, of a collapsed one)
 COLLAPSES = {
     "entropy": (0.2, 0.001),
