@@ -22,6 +22,7 @@ from megatron_apo.observability.run_comparison import (
     mean_curve,
     mean_interval,
     read_run,
+    same_seeds,
     values_of,
 )
 
@@ -58,7 +59,7 @@ def write_comparison(run_dirs: Sequence[str | Path], output: str | Path) -> Path
         "<h2>Side by side</h2>",
         f'<p class="soft">A dot is a seed; the bar its arm\'s mean with the 95 % t-interval over seeds. '
         f"Differences are from {html.escape(arms[0].name)}, with 95 % intervals that hold for all arms together "
-        "(Dunnett), those of accuracies in points.</p>",
+        f"(Dunnett{', seed by seed' if same_seeds(arms) else ''}), those of accuracies in points.</p>",
         f'<div class="charts">{"".join(_dot_plot(arms, measure) for measure in MEASURES)}</div>',
         _categories(arms),
         "<h2>Over the steps</h2>",
@@ -103,7 +104,9 @@ def _verdicts(arms: Sequence[Arm]) -> str:
         values = [values_of(arm, measure) for arm in arms]
         if sum(1 for one in values if one) < 2:
             continue
-        items.append(f"<li><b>{measure.title}</b>: {_verdict(arms, measure, differences(values))}</li>")
+        items.append(
+            f"<li><b>{measure.title}</b>: {_verdict(arms, measure, differences(values, blocks=same_seeds(arms)))}</li>"
+        )
     return f"<ul>{''.join(items)}</ul>" if items else "<p>Nothing that two of them have was measured.</p>"
 
 
@@ -144,7 +147,7 @@ def _dot_plot(arms: Sequence[Arm], measure: Measure) -> str:
         f'<text class="tick" x="{x(tick):.1f}" y="{height - 8}" text-anchor="middle">{_number(tick, measure)}</text>'
         for tick in ticks
     ]
-    compared: list[Difference | None] = [None, *differences(values)]
+    compared: list[Difference | None] = [None, *differences(values, blocks=same_seeds(arms))]
     for row, (arm, found, interval, gap) in enumerate(zip(arms, values, intervals, compared, strict=True)):
         y = 4 + ROW * (row + 0.5)
         name = arm.name if len(arm.name) <= 24 else arm.name[:23] + "…"

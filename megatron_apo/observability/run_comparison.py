@@ -2,7 +2,8 @@
 
 An arm's values are compared with those of the first arm by Dunnett's test (C. W. Dunnett, A multiple comparison
 procedure for comparing several treatments with a control, JASA 50, 1955), as scipy has it: 95 % intervals that hold for
-all arms together, from the spread of the seeds pooled over all arms.
+all arms together, from the spread of the seeds pooled over all arms. Where all arms have the same seeds, a seed is a
+block: its runs were asked the same questions in the same order, and what a seed does to all arms alike is no spread.
 """
 
 from __future__ import annotations
@@ -132,7 +133,10 @@ def arms_of(runs: Sequence[Run]) -> tuple[Arm, ...]:
                 f"{', '.join(same)}: the same settings and the same run.seed={repeated[0]}; give one of them"
             )
     names = _own_names(grouped.values()) or _names([members[0].settings for members in grouped.values()])
-    return tuple(Arm(name, tuple(members)) for name, members in zip(names, grouped.values(), strict=True))
+    return tuple(
+        Arm(name, tuple(sorted(members, key=lambda run: str(run.seed))))
+        for name, members in zip(names, grouped.values(), strict=True)
+    )
 
 
 def differing_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -178,11 +182,18 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return fmean(values) - half, fmean(values) + half
 
 
-def differences(values: Sequence[Sequence[float]]) -> list[Difference | None]:
+def same_seeds(arms: Sequence[Arm]) -> bool:
+    """Whether all arms have the same seeds, two or more."""
+    seeds = {tuple(str(run.seed) for run in arm.runs) for arm in arms}
+    return len(seeds) == 1 and len(next(iter(seeds))) > 1
+
+
+def differences(values: Sequence[Sequence[float]], *, blocks: bool = False) -> list[Difference | None]:
     """Of each but the first, against the first; None where either has no value.
 
     The intervals need a seed more than there are arms; without it they are None. Values that seeds do not change at
-    all differ by exactly what they differ by.
+    all differ by exactly what they differ by. ``blocks``: the n-th values of all arms belong together (``same_seeds``);
+    of no effect where some arm has fewer.
     """
     first, others = values[0], values[1:]
     if not first:
@@ -191,10 +202,35 @@ def differences(values: Sequence[Sequence[float]]) -> list[Difference | None]:
     known = [one for one in others if one]
     free = len(first) + sum(map(len, known)) - len(known) - 1
     intervals: list[tuple[float, float] | None] = [None] * len(known)
-    if known and free > 0:
+    if known and blocks and len(first) > 1 and all(len(one) == len(first) for one in known):
+        intervals = _dunnett_in_blocks(first, known)
+    elif known and free > 0:
         intervals = _dunnett(first, known)
     found = iter(intervals)
     return [None if gap is None else Difference(gap, next(found)) for gap in gaps]
+
+
+def _dunnett_in_blocks(first: Sequence[float], others: Sequence[Sequence[float]]) -> list[tuple[float, float] | None]:
+    """Dunnett's intervals from a table of arms and blocks: the spread is what is left of both."""
+    import numpy as np
+    from scipy.optimize import brentq  # type: ignore[import-untyped]
+    from scipy.stats import multivariate_t
+
+    table = np.asarray([first, *others])
+    arms, blocks = table.shape
+    left = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0, keepdims=True) + table.mean()
+    free = (arms - 1) * (blocks - 1)
+    # Of the differences' t-statistics, any two of which have the first arm in common.
+    correlation = 0.5 + 0.5 * np.eye(arms - 1)
+    joint = multivariate_t(shape=correlation, df=free, seed=0)
+
+    def beyond(limit: float) -> float:
+        box = np.full(arms - 1, limit)
+        return float(joint.cdf(box, lower_limit=-box)) - CONFIDENCE
+
+    half = brentq(beyond, 1.0, 200.0, xtol=1e-3) * float((left**2).sum() / free * 2 / blocks) ** 0.5
+    gaps = (table[1:].mean(axis=1) - table[0].mean()).tolist()
+    return [(gap - half, gap + half) for gap in gaps]
 
 
 def _dunnett(first: Sequence[float], others: Sequence[Sequence[float]]) -> list[tuple[float, float] | None]:

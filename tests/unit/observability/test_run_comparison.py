@@ -13,7 +13,14 @@ from megatron_apo.cli import main
 from megatron_apo.evaluation.scoring import Evaluation
 from megatron_apo.evaluation.tables import write_evaluations
 from megatron_apo.observability.comparison_page import write_comparison
-from megatron_apo.observability.run_comparison import arms_of, differences, mean_curve, mean_interval, read_run
+from megatron_apo.observability.run_comparison import (
+    arms_of,
+    differences,
+    mean_curve,
+    mean_interval,
+    read_run,
+    same_seeds,
+)
 from tests.unit.observability.test_report import Page
 
 
@@ -111,6 +118,30 @@ def test_page_says_which_differ_and_which_do_not(runs: list[Path], tmp_path: Pat
     assert "KL divergence" not in page.text.partition("Side by side")[0]
     dots = [attributes for tag, attributes in page.tags if tag == "circle"]
     assert len(dots) == 3 * 9  # seeds x (held out, reward, entropy)
+
+
+def test_a_seed_that_moves_all_arms_alike_hides_no_difference() -> None:
+    first, second = [1.0, 5.0, 9.0], [1.6, 5.5, 9.7]
+    (apart,) = differences([first, second])
+    (together,) = differences([first, second], blocks=True)
+    assert apart is not None and together is not None and apart.value == together.value == pytest.approx(0.6)
+    assert not apart.shown and together.shown and together.interval is not None
+    # Of two arms it is the paired t-test: t(0.975, 2) = 4.3027, the differences' standard deviation is 0.1.
+    half = 4.3027 * 0.1 / 3**0.5
+    assert together.interval == (pytest.approx(0.6 - half, abs=1e-3), pytest.approx(0.6 + half, abs=1e-3))
+    # Dunnett 1955, table 2a: two-sided 95 %, 2 treatments, 6 degrees of freedom: 2.86; of 4 blocks the spread left is
+    # (1/3)^(1/2): a block's values are 0, 1 and 2 above the block, twice with the second and third changed about.
+    table = [[0.0, 10.0, 20.0, 30.0], [1.0, 12.0, 21.0, 32.0], [2.0, 11.0, 22.0, 31.0]]
+    found = differences(table, blocks=True)
+    assert all(one is not None and one.value == 1.5 and one.interval is not None for one in found)
+    (low, high) = found[0].interval  # type: ignore[union-attr, misc]
+    assert (high - low) / 2 == pytest.approx(2.86 * (1 / 3 * 2 / 4) ** 0.5, abs=2e-3)
+
+
+def test_seeds_pair_runs_only_where_all_arms_have_the_same(runs: list[Path]) -> None:
+    arms = arms_of([read_run(run) for run in reversed(runs)])
+    assert same_seeds(arms) and [run.seed for run in arms[0].runs] == [0, 1, 2]
+    assert not same_seeds(arms_of([read_run(run) for run in runs[:-1]]))
 
 
 def test_page_names_unfinished_runs_and_escapes(tmp_path: Path) -> None:
