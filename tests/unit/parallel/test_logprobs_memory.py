@@ -76,3 +76,11 @@ def test_an_eighth_of_the_plain_paths_memory_is_enough(dtype: torch.dtype) -> No
     plain = added("plain", dtype)
     assert plain > 2 * TOKENS * VOCABULARY * 4  # log-probabilities and their gradient, in float32
     assert added("chunked", dtype) <= plain / 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_one_chunk_of_logits_is_held_at_a_time(dtype: torch.dtype) -> None:
+    """In float32, with its copy in the model's own precision; the rest is the hidden states' gradient and columns."""
+    copy = dtype.itemsize if dtype != torch.float32 else 0
+    chunk = TrainingConfig().logits_chunk_tokens * VOCABULARY * (4 + copy)
+    assert chunk <= added("chunked", dtype) < 1.25 * chunk
