@@ -125,15 +125,15 @@ def weighted_samples(draw: Draw, loss: LossDraw, values: int) -> list[TrainingSa
     ]
 
 
-def make_policies(checkpoint: Path) -> None:
-    """Beside ``checkpoint``, the reference and the old policy."""
+def make_policies(checkpoint: Path, values: int) -> None:
+    """Beside ``checkpoint``, the reference and the old policy; each further set of values twice as far from it."""
     for number, name in enumerate(_POLICIES):
         place = checkpoint.parent / name
-        place.mkdir()
+        place.mkdir(exist_ok=True)
         (place / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
         generator = torch.Generator().manual_seed(number)
         moved = {
-            key: tensor + 0.004 * torch.randn(tensor.shape, generator=generator)
+            key: tensor + 0.004 * 2**values * torch.randn(tensor.shape, generator=generator)
             for key, tensor in sorted(load_file(checkpoint / "model.safetensors").items())
         }
         save_file(moved, place / "model.safetensors", metadata={"format": "pt"})
@@ -222,6 +222,7 @@ class Expected:
 
 def _expectations(draw: Draw, loss: LossDraw, checkpoint: Path) -> Iterator[Expected]:
     for values in range(_TRIES):
+        make_policies(checkpoint, values)
         samples = weighted_samples(draw, loss, values)
         metrics, gradients = unsplit(draw, loss, samples, checkpoint, torch.float32)
         exact, exact_gradients = unsplit(draw, loss, samples, checkpoint, torch.float64)
@@ -237,9 +238,11 @@ def _expectations(draw: Draw, loss: LossDraw, checkpoint: Path) -> Iterator[Expe
 def expected_of(draw: Draw, loss: LossDraw, checkpoint: Path) -> Expected:
     """What every layout must give, with values of the draw that float32 can judge a layout by.
 
-    Advantages of both signs may cancel to a gradient smaller than the rounding of its terms. Then transformers itself,
-    in float32, is as far from its float64 as a layout may be from it: such values are drawn again, before any layout
-    has run. The first whose noise is at most half of every limit, else those of the least noise: the limits hold.
+    Advantages of both signs may cancel to a gradient smaller than the rounding of its terms; and where a mask of
+    mismatch leaves no token, the gradient is that of a KL between two policies so close that their log-probabilities
+    differ by little more than rounding. Then transformers itself, in float32, is as far from its float64 as a layout may
+    be from it: such values are drawn again, policies farther apart, before any layout has run. The first whose noise is
+    at most half of every limit, else those of the least noise: the limits hold.
     """
     tried = []
     for found in _expectations(draw, loss, checkpoint):
@@ -322,8 +325,8 @@ def check(directory: Path, *, number: int, largest_world: int, attempt: int) -> 
         if groups.is_controller:
             parts.mkdir()
             make_checkpoint(draw, checkpoint)
-            make_policies(checkpoint)
             expected = expected_of(draw, loss, checkpoint)
+            make_policies(checkpoint, expected.values)
             chosen.write_text(json.dumps(expected.values))
         dist.barrier(group=groups.control)
         samples = weighted_samples(draw, loss, json.loads(chosen.read_text()))
