@@ -105,6 +105,7 @@ def validate(config: Config) -> None:
         if not accepts(values[key]):
             raise ValueError(f"{key}={values[key]}: {reason}")
     validate_objective(config.objective, config.sampling.group_size, config.run.steps)
+    _check_stops(config)
     data, optimizer = config.data, config.optimizer
     if data.min_pixels and data.max_pixels and data.min_pixels > data.max_pixels:
         raise ValueError(f"data.min_pixels={data.min_pixels}: must not exceed data.max_pixels={data.max_pixels}")
@@ -138,6 +139,21 @@ def validate(config: Config) -> None:
     if config.parallel.sequence and config.parallel.tensor == 1:
         raise ValueError(
             "parallel.sequence=true: must be false with parallel.tensor=1; it splits the sequence over the tensor ranks"
+        )
+
+
+def _check_stops(config: Config) -> None:
+    """A limit that is to stop the run must be one that can: what it watches is measured."""
+    stop, objective = config.alarms.stop, config.objective
+    if stop.kl and not has_kl(objective.kl):
+        raise ValueError(
+            f"alarms.stop.kl={stop.kl:g}: must be 0 without a KL coefficient, as there is no initial policy to measure "
+            "kl/raw against; set alarms.stop.kl_old, or a small objective.kl.coefficient"
+        )
+    if stop.corrected and objective.mismatch.correction == "none":
+        raise ValueError(
+            f"alarms.stop.corrected={stop.corrected:g}: must be 0 with objective.mismatch.correction=none, which "
+            "corrects nothing; set alarms.stop.effective_sample_size, or a correction"
         )
 
 

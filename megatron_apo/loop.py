@@ -183,7 +183,8 @@ def _reward_penalties(
 ) -> tuple[list[list[float]], dict[str, float]]:
     """What a KL in the reward takes off each response's, by group, and its metrics; collective.
 
-    A response whose KL is not finite keeps its reward: the update finds the same log-probability and is skipped.
+    A response whose KL is not finite keeps its reward: nothing is learned from it, as the step's updates are skipped
+    for the same log-probability (of the reference: ``Trainer.sequence_kl``).
     """
     config, works = parts.config, None
     samples: list[TrainingSample] = []

@@ -13,7 +13,8 @@ model). From megatron_apo come the steps between a scored response and a loss:
     objective_loss   inside Megatron's loss function: the adapter
 
 Task: say the prompt's digit first (1), and come to an end (0.5): a reward of 1.5 at best.
-Any ``--objective.key=value`` of docs/objective.md may follow.
+Any ``--objective.key=value`` of docs/objective.md may follow, but a KL in the reward and ``old_logprobs=trainer``: what
+they need before the updates is left to the reader, as the gates and the skipped updates of megatron_apo's own trainer.
 
 Shape suffixes: T packed tokens, H hidden, V vocabulary, S responses.
 """
@@ -58,6 +59,7 @@ from megatron_apo.objective.objective import kl_coefficient, needs_reference  # 
 from megatron_apo.objective.samples import shape_step  # noqa: E402
 from megatron_apo.parallel.logprobs import vocab_parallel_logprobs  # noqa: E402
 from megatron_apo.records import Microbatch, Prompt, ReplicaWork, Rollout, RolloutGroup, Score  # noqa: E402
+from megatron_apo.rewards.overlong import OverlongPunishment, overlong_punishment  # noqa: E402
 from megatron_apo.training.forward_step import LossSettings, objective_loss  # noqa: E402
 
 DIGITS, END, ASK = 8, 8, 9  # ids below DIGITS are digits
@@ -124,14 +126,20 @@ def draw_responses(
     ]
 
 
-def judge(digit: int, tokens: tuple[int, ...]) -> Score:
-    """1 for the digit first, 0.5 for an end after at least one token."""
+def judge(digit: int, tokens: tuple[int, ...], overlong: OverlongPunishment | None) -> Score:
+    """1 for the digit first, 0.5 for an end after at least one token; less what ``overlong`` takes off."""
     right, ended = tokens[0] == digit, tokens[-1] == END and len(tokens) > 1
     parts = {"accuracy": float(right), "format": float(ended)}
-    return Score(right + 0.5 * ended, parts, "correct" if right else "wrong")
+    total = right + 0.5 * ended
+    if overlong is not None:
+        parts["overlong"] = overlong.part(len(tokens))
+        total += overlong.weight * parts["overlong"]
+    return Score(total, parts, "correct" if right else "wrong")
 
 
-def draw_groups(model: Policy, step: int, generator: torch.Generator) -> list[RolloutGroup]:
+def draw_groups(
+    model: Policy, step: int, generator: torch.Generator, overlong: OverlongPunishment | None
+) -> list[RolloutGroup]:
     """Scored groups: GROUP responses to every digit. All ranks draw all of them, alike."""
     asked = [(digit, ASK) for digit in range(DIGITS)]
     drawn = iter(draw_responses(model, [prompt for prompt in asked for _ in range(GROUP)], generator))
@@ -142,7 +150,7 @@ def draw_groups(model: Policy, step: int, generator: torch.Generator) -> list[Ro
             Rollout(name, index, tokens, logprobs, "", "stop" if tokens[-1] == END else "length", step)
             for index, (tokens, logprobs) in zip(range(GROUP), drawn, strict=False)
         )
-        scores = tuple(judge(prompt[0], rollout.token_ids) for rollout in rollouts)
+        scores = tuple(judge(prompt[0], rollout.token_ids, overlong) for rollout in rollouts)
         groups.append(RolloutGroup(Prompt(name, prompt, prompt, (), "", str(prompt[0])), rollouts, scores))
     return groups
 
@@ -199,10 +207,12 @@ def build(options: argparse.Namespace, config: Config, device: torch.device) -> 
 
 
 def train_step(training: Training, config: Config, work: ReplicaWork, step: int) -> list[dict[str, float]]:
-    """The updates of one rollout; the metrics of each, the same on every rank."""
+    """The updates of rollout ``step``, from 1; the metrics of each that has samples, the same on every rank."""
     found = []
     for update in range(UPDATES):
         batches = pack(work, update, training.device)
+        if not batches:  # on every rank: too few groups had contrast (objective.drop_zero_variance)
+            continue
         if training.reference is not None:
             batches = [with_reference(batch, training.reference) for batch in batches]
         settings = LossSettings(
@@ -228,17 +238,18 @@ def train_step(training: Training, config: Config, work: ReplicaWork, step: int)
         names = [name for name in SHOWN if name in collected[0]]
         sums = torch.stack([torch.stack([one[name].double() for name in names]) for one in collected]).sum(0)
         dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
-        found.append(dict(zip(names, sums.tolist(), strict=True)) | {"gradient norm": float(gradient_norm)})
+        more = {"kl/coefficient": settings.kl_coefficient, "gradient norm": float(gradient_norm)}
+        found.append(dict(zip(names, sums.tolist(), strict=True)) | more)
     return found
 
 
 def train(options: argparse.Namespace, config: Config, device: torch.device) -> list[dict[str, float]]:
     """Trains for ``run.steps`` steps; the metrics of each update, with the reward of its step."""
     training, history = build(options, config, device), []
-    generator = torch.Generator().manual_seed(config.run.seed)
-    for step in range(config.run.steps):
-        groups = draw_groups(training.model.module, step, generator)
-        shaped = shape_step(groups, config.objective, max_tokens=MOST_TOKENS, updates=UPDATES)
+    generator, overlong = torch.Generator().manual_seed(config.run.seed), overlong_punishment(config)
+    for step in range(1, config.run.steps + 1):
+        groups = draw_groups(training.model.module, step, generator, overlong)
+        shaped = shape_step(groups, config.objective, max_tokens=config.sampling.max_tokens, updates=UPDATES)
         works = distribute(
             shaped.samples,
             shaped.updates,
@@ -249,8 +260,9 @@ def train(options: argparse.Namespace, config: Config, device: torch.device) -> 
         work = works[parallel_state.get_data_parallel_rank()]
         scores = [score for group in groups for score in group.scores]
         reward = sum(score.total for score in scores) / len(scores)
-        history += [{"reward": reward} | metrics for metrics in train_step(training, config, work, step)]
-        if dist.get_rank() == 0:
+        made = train_step(training, config, work, step)
+        history += [{"reward": reward} | metrics for metrics in made]
+        if dist.get_rank() == 0 and made:
             print(f"step {step} " + " ".join(f"{key} {value:.6f}" for key, value in history[-1].items()), flush=True)
     return history
 
@@ -263,8 +275,11 @@ def main(arguments: list[str] | None = None) -> list[dict[str, float]]:
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="(default: %(default)s)")
     parser.add_argument("--metrics", type=Path, help="write each update's metrics there, as JSON")
     options, settings = parser.parse_known_args(arguments)
-    chosen = ["--objective.name=apo", "--objective.stcr.base=1.05", f"--sampling.group_size={GROUP}"]
-    config = load_config(None, [*chosen, f"--run.steps={options.steps}", *settings])
+    chosen = ["--objective.name=apo", "--objective.stcr.base=1.05", "--objective.old_logprobs=engine"]
+    sizes = [f"--sampling.group_size={GROUP}", f"--sampling.max_tokens={MOST_TOKENS}", f"--run.steps={options.steps}"]
+    config = load_config(None, [*chosen, *sizes, *settings])
+    if config.objective.old_logprobs != "engine":
+        parser.error("objective.old_logprobs=trainer: must be engine here, where the sampler is the policy itself")
     if config.objective.kl.placement == "reward":
         parser.error("objective.kl.placement=reward: must be loss here; shape_step's penalties are left to the reader")
     cuda = torch.cuda.is_available()

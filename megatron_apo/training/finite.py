@@ -19,6 +19,7 @@ import torch.distributed as dist
 from megatron_apo.parallel.groups import Groups
 
 _COUNT = "count/not_finite_"
+NOT_FINITE_REFERENCE = _COUNT + "reference"
 # The row of the first log-probability that is not finite in its microbatch, -1 without one: a place, not a sum.
 NOT_FINITE_ROW = "not_finite/row"
 _LOG_PROBABILITIES = {

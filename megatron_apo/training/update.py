@@ -20,7 +20,14 @@ from megatron_apo.parallel.reduction import reduce_metrics, share_text, sum_over
 from megatron_apo.parallel.sequences import response_sequences, sequence_sums
 from megatron_apo.parallel.status import phase
 from megatron_apo.records import Microbatch, PromptImage, ReplicaWork, TrainingSample
-from megatron_apo.training.finite import NOT_FINITE_ROW, Fault, NonFiniteError, describe_faults, find_faults
+from megatron_apo.training.finite import (
+    NOT_FINITE_REFERENCE,
+    NOT_FINITE_ROW,
+    Fault,
+    NonFiniteError,
+    describe_faults,
+    find_faults,
+)
 from megatron_apo.training.forward_step import HeadSettings, LossSettings, agreement_sums, training_step
 from megatron_apo.training.microbatches import pack_microbatch, response_places, run_schedule, score_microbatches
 from megatron_apo.training.setup import TrainingState
@@ -78,6 +85,8 @@ class Trainer:
         self.settings = settings
         self._pixel_values = pixel_values
         self.skipped_in_a_row = 0  # updates up to now; a checkpoint carries it over a resume
+        # Of the step's KL in the reward, on this rank: tokens without a finite one, and the first of them.
+        self._kl_faults, self._kl_fault_token = 0, ""
 
     def _microbatch(self, samples: Sequence[TrainingSample], indices: Sequence[int]) -> Microbatch:
         return pack_microbatch(
@@ -154,9 +163,11 @@ class Trainer:
         """The KL to the reference of each of the step's responses, summed over its tokens, on every rank; collective.
 
         ``work`` holds one update without weights. The policy's log-probabilities are its own, or the engine's where
-        the settings say so.
+        the settings say so. Where the reference's are not finite, or so far from the policy's that the KL is not, there
+        is no penalty to be had: the updates of the next ``step`` are skipped.
         """
         assert self.state.reference is not None, "a KL in the reward needs a reference"
+        self._kl_faults, self._kl_fault_token = 0, ""
         (indices,) = work.updates
         if not indices:
             return [0.0] * int(work.scalars["samples"])
@@ -175,6 +186,12 @@ class Trainer:
                 # In float64: exp of a difference above 88 is no float32, and such a response would go unpunished.
                 own, reference_own = policy[rows].double(), batch.ref_logprobs_T[rows].double()
                 kl = kl_divergence(own, reference_own, estimator=self.settings.objective.kl.estimator)
+                # The policy's own faults are the update's to find, in the tokens that are trained on.
+                faulty = own.isfinite() & ~kl.isfinite()
+                if bool(faulty.any()):
+                    self._kl_faults += int(faulty.sum())
+                    first = int(faulty.int().argmax())
+                    self._kl_fault_token = self._kl_fault_token or _describe_token(batch, work.samples, first)
                 numbers = torch.tensor([work.numbers[index] for index in batch.sample_indices], dtype=torch.int64)
                 totals.index_add_(0, numbers[response_sequences(batch)[0].cpu()], kl.cpu())
         return sum_over_ranks(totals, self.groups).tolist()
@@ -247,6 +264,8 @@ class Trainer:
             )
         if before_step is not None:
             before_step(metrics, lambda: self._worst_token(batches, collected, samples, metrics["gate/max"]))
+        if self._kl_faults:
+            sums = sums | {NOT_FINITE_REFERENCE: float(self._kl_faults)}
         if faults := find_faults(state.model, sums, self.groups):
             return self._skip(faults, batches, collected, samples)
         self.skipped_in_a_row = 0
@@ -273,7 +292,7 @@ class Trainer:
             row = int(item.get(NOT_FINITE_ROW, -1))
             if not token and row >= 0:
                 token = _describe_token(batch, samples, row)
-        found = describe_faults(faults, share_text(token, self.groups))
+        found = describe_faults(faults, share_text(token or self._kl_fault_token, self.groups))
         limit = self.settings.max_skipped_in_a_row
         if self.skipped_in_a_row >= limit:
             raise NonFiniteError(

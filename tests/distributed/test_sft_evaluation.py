@@ -34,6 +34,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, digits_tas
         "run": {"steps": 6, "save_every": 0},
         "model": {"path": str(tiny_policy)},
         "data": {name: str(digits_task / f"{name}.jsonl") for name in ("train", "validation")},
+        "sampling": {"temperature": 0.7},  # of the policy later: imitation is of the plain softmax
         "training": {"batch_size": 16, "tokens_per_microbatch": 300},
         "optimizer": {"learning_rate": 3e-3, "schedule": "constant"},
         "logging": {"progress": False, "tensorboard": False},

@@ -256,6 +256,14 @@ CONTRADICTIONS = {
         ["--objective.name=view_r1_exact", "--objective.stcr.enabled=false"],
         "objective.stcr.enabled=false: must be true with objective.name=view_r1_exact",
     ),
+    "a stop by a KL that nobody measures": (
+        ["--objective.name=dapo", "--alarms.stop.kl=5"],
+        "alarms.stop.kl=5: must be 0 without a KL coefficient, as there is no initial policy to measure kl/raw against",
+    ),
+    "a stop by corrections that nobody makes": (
+        ["--alarms.stop.corrected=0.5"],
+        "alarms.stop.corrected=0.5: must be 0 with objective.mismatch.correction=none, which corrects nothing",
+    ),
 }
 
 
@@ -306,6 +314,20 @@ def test_require_names_the_empty_setting() -> None:
     require(config, "model.path")
     with pytest.raises(ValueError, match=r"data\.train: is required"):
         require(config, "model.path", "data.train")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--objective.name=grpo", "--alarms.stop.kl=5"],
+        ["--objective.name=grpo_d", "--alarms.stop.kl=5"],
+        ["--objective.name=rloo", "--alarms.stop.kl=5"],
+        ["--objective.name=dapo", "--alarms.stop.kl_old=5"],
+        ["--objective.mismatch.correction=mask", "--alarms.stop.corrected=0.5"],
+    ],
+)
+def test_a_stop_that_can_come_is_taken(words: list[str]) -> None:
+    assert sum(dataclasses.asdict(load_config(None, words).alarms.stop).values()) > 0
 
 
 def test_a_path_that_leads_nowhere_is_named(tmp_path: Path) -> None:

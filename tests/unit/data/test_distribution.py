@@ -33,6 +33,17 @@ def test_every_sample_once_per_update(replicas: int) -> None:
                 assert sum(work.samples[i].length for i in microbatch) <= 12
 
 
+@pytest.mark.parametrize(("multiple", "microbatches"), [(1, 1), (4, 2)])
+def test_a_sequence_counts_with_its_padding(multiple: int, microbatches: int) -> None:
+    """Two of 6 tokens fit into 12; padded to 8 each, as two context ranks ask for, they do not."""
+    pair = [SAMPLES[2], SAMPLES[6]]
+    assert [sample.length for sample in pair] == [6, 6]
+    (work,) = distribute(
+        pair, [[0, 1]], tokens_per_microbatch=12, data_parallel=1, scalars={}, sequence_multiple=multiple
+    )
+    assert len(work.updates[0]) == microbatches
+
+
 def test_totals_are_of_all_replicas() -> None:
     """Response tokens 1 2 3 4 1 and 2 3 4 1 2 3."""
     works = distribute(SAMPLES, UPDATES, tokens_per_microbatch=100, data_parallel=2, scalars={"kl_coefficient": 0.5})

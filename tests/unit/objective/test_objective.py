@@ -28,7 +28,7 @@ from megatron_apo.objective.objective import (
 )
 from megatron_apo.objective.presets import PRESETS
 from megatron_apo.objective.reductions import token_weights
-from megatron_apo.objective.validation import validate_objective
+from megatron_apo.objective.validation import exploration_steps, validate_objective
 
 F64 = torch.float64
 LOG2 = math.log(2.0)
@@ -69,6 +69,9 @@ def test_kl_schedules() -> None:
     assert kl_coefficient(preset("apo"), 7, 10) == 1e-3
     assert kl_coefficient(preset("grpo_d"), 30, 100) == pytest.approx(0.04)
     assert kl_coefficient(preset("grpo_d"), 6, 20) == pytest.approx(0.04)  # 0.3 of the steps of any run
+    # The nearest number of steps: 0.29 * 100 is 28.999…96 in floats, and 0.3 of 9 steps are 2.7.
+    assert exploration_steps(KlConfig(exploration_share=0.29), 100) == 29
+    assert exploration_steps(KlConfig(exploration_share=0.3), 9) == 3
     assert [needs_reference(preset(name)) for name in ("apo", "grpo_d", "dapo")] == [True, True, False]
 
 

@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from megatron_apo.config import Config
-from megatron_apo.loop import LoopParts, _reward_penalties
+from megatron_apo.loop import LoopParts, _plan, _reward_penalties
 from megatron_apo.objective.samples import shape_step
 from megatron_apo.observability.timers import PhaseTimer
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.records import Prompt, Rollout, RolloutGroup, Score, TrainingSample
+from megatron_apo.training.finite import NonFiniteError
 from megatron_apo.training.microbatches import score_microbatches
 from megatron_apo.training.setup import TrainingState
 from megatron_apo.training.update import Trainer
-from tests.distributed.finite import make_rl_trainer
+from tests.distributed.finite import differences, make_rl_trainer, snapshot
 from tests.unit.model_providers.reference import make_checkpoint, pack
 from tests.unit.training.jobs import PATCH_VALUES, job_config, samples_of
 
@@ -159,6 +160,33 @@ def test_a_kl_that_is_not_finite_takes_nothing_off(checkpoint: str, one_process:
     assert all(math.isfinite(value) for value in metrics.values())
     step = shape_step(groups, job.config.objective, penalties=penalties, forbidden_token_ids=(FORBIDDEN,))
     assert all(math.isfinite(sample.advantage) for sample in step.samples)
+
+
+def test_a_reference_without_a_number_skips_the_updates(checkpoint: str, one_process: Groups) -> None:
+    """Its response would go unpunished otherwise, and the update say nothing: it does not look at a reference."""
+    job = Job(checkpoint, one_process, "trainer")
+    job.trainer.settings = replace(job.trainer.settings, max_skipped_in_a_row=3)
+
+    def made() -> tuple[list[dict[str, float]], list[str]]:
+        penalties, _ = job.penalties(job.groups)
+        shaped = shape_step(job.groups, job.config.objective, penalties=penalties, forbidden_token_ids=(FORBIDDEN,))
+        before = snapshot(job.state)
+        results = job.trainer.step(_plan(job.parts, shaped, 1)[0])
+        return results, differences(before, snapshot(job.state))
+
+    reference = job.state.reference
+    assert reference is not None
+    with reference.scoring() as (model,):
+        weight = next(iter(model.parameters()))
+        kept = weight.detach().clone()
+        weight.data.fill_(math.nan)
+        for _ in range(2):
+            assert made() == ([{"optimizer/skipped_updates": 1.0}], [])
+        with pytest.raises(NonFiniteError, match=r"the reference's log-probabilities \(first on rank 0\), at prompt '"):
+            made()
+        weight.data.copy_(kept)
+    results, moved = made()
+    assert results[0]["optimizer/skipped_updates"] == 0.0 and moved
 
 
 def test_a_large_divergence_is_still_a_number(checkpoint: str, one_process: Groups) -> None:
