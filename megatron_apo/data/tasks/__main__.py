@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 _EXAMPLES = """\
 examples:
@@ -35,7 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    more = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": _EXAMPLES, "allow_abbrev": False}
+    more: dict[str, Any] = {
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "epilog": _EXAMPLES,
+        "allow_abbrev": False,
+    }
     parser = argparse.ArgumentParser(prog="python -m megatron_apo.data.tasks", description=__doc__, **more)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -85,7 +85,10 @@ def draw_comparison(split: str, number: int, *, seed: int, kind: str, level: str
         for digit in str(value):
             scans.append(generator.choice(by_digit[int(digit)]))
             corners.append(
-                (left + generator.randint(0, WIDTH_OF_DIGIT - DIGIT_SIZE), generator.randint(0, IMAGE_HEIGHT - DIGIT_SIZE))
+                (
+                    left + generator.randint(0, WIDTH_OF_DIGIT - DIGIT_SIZE),
+                    generator.randint(0, IMAGE_HEIGHT - DIGIT_SIZE),
+                )
             )
             left += WIDTH_OF_DIGIT
         left += _GAP

@@ -78,9 +78,7 @@ def _cell(row: dict[str, Any], width: int) -> Image.Image:
     picture = load_image(row["picture"])
     factor = width / picture.width
     if factor >= 2:
-        picture = picture.resize(
-            (picture.width * int(factor), picture.height * int(factor)), Image.Resampling.NEAREST
-        )
+        picture = picture.resize((picture.width * int(factor), picture.height * int(factor)), Image.Resampling.NEAREST)
     elif factor != 1:
         picture = picture.resize((width, round(picture.height * factor)), Image.Resampling.LANCZOS)
     asked = _wrapped(row["question"], width)

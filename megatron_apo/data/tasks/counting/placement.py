@@ -67,7 +67,12 @@ def draw_kinds(generator: random.Random, level: str, *, shifted: bool) -> tuple[
     colours = list(COLOURS | FURTHER_COLOURS if shifted else COLOURS)
     shapes = VEHICLES if shifted else SOLIDS
     return tuple(
-        (generator.choice(list(SIZES)), generator.choice(colours), generator.choice(MATERIALS), generator.choice(shapes))
+        (
+            generator.choice(list(SIZES)),
+            generator.choice(colours),
+            generator.choice(MATERIALS),
+            generator.choice(shapes),
+        )
         for _ in range(count)
     )
 
@@ -75,7 +80,7 @@ def draw_kinds(generator: random.Random, level: str, *, shifted: bool) -> tuple[
 def place_things(generator: random.Random, kinds: tuple[Kind, ...], level: str, *, shifted: bool) -> Scene | None:
     """A scene of these kinds in which each can be seen; None when no place was found for one."""
     view = View(
-        distance=generator.uniform(11.3, 11.9) + (1.0 if shifted else 0.0),
+        distance=generator.uniform(10.6, 11.2) + (1.0 if shifted else 0.0),
         elevation=generator.uniform(38, 46) if shifted else generator.uniform(29, 35),
         light_azimuth=generator.choice([generator.uniform(110, 160), generator.uniform(200, 250)]),
         light_elevation=generator.uniform(48, 62),
@@ -121,9 +126,7 @@ def _placed(generator: random.Random, camera: Camera, kind: Kind, others: list[T
 def _inside(camera: Camera, thing: Thing) -> bool:
     corners = np.concatenate([solid.corners() for solid in solids_of(thing, 0)], axis=1)
     x, y = camera.project(corners)
-    return bool(
-        x.min() > _BORDER and x.max() < WIDTH - _BORDER and y.min() > _BORDER and y.max() < HEIGHT - _BORDER
-    )
+    return bool(x.min() > _BORDER and x.max() < WIDTH - _BORDER and y.min() > _BORDER and y.max() < HEIGHT - _BORDER)
 
 
 def _most_hidden(camera: Camera, things: list[Thing], least: float) -> int | None:

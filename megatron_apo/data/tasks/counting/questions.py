@@ -120,10 +120,12 @@ def without_attribute(asker: Asker) -> Question:
 def either(asker: Asker) -> Question:
     """Objects that have one attribute or another."""
     one, other = (asker.filter(name) for name in asker.generator.sample(ATTRIBUTES, 2))
-    said = " or ".join(part.phrase() for part in (one, other))
+    said = " or ".join(
+        plural(value) if name == "shape" else value for part in (one, other) for name, value in part.wanted.items()
+    )
     return asker.counted(
         "either",
-        f"How many objects are {said}, or both?",
+        f"How many objects are {said} (or both)?",
         f"Objects that are {said}",
         lambda thing: one(thing) or other(thing),
     )

@@ -18,11 +18,11 @@ from megatron_apo.data.tasks.counting.scene import Scene
 from megatron_apo.data.tasks.counting.solids import Solid, dot, solids_of
 
 SAMPLES = 3  # side by side in a pixel, and as many one below the other
-_SUN = np.array([2.35, 2.25, 2.1], dtype=np.float32)
-_SKY = np.array([0.60, 0.64, 0.72], dtype=np.float32)
+_SUN = np.array([1.30, 1.25, 1.17], dtype=np.float32)
+_SKY = np.array([0.40, 0.43, 0.48], dtype=np.float32)
 _BOUNCE = 0.35  # of the ground's light that comes back up
 _SPREAD = 0.11  # radius of the sun, seen from the ground, at distance 1
-_GROUND_LIGHTS, _SOLID_LIGHTS = 16, 5  # points of the sun that shadows are made of
+_GROUND_LIGHTS, _SOLID_LIGHTS = 24, 5  # points of the sun that shadows are made of
 _START = 2e-3  # how far above its surface a shadow ray starts
 
 Array = np.ndarray
@@ -75,6 +75,7 @@ def _ground_light(scene: Scene, camera: Camera, solids: list[Solid], sun: Array)
     rays = camera.rays(0, 0, WIDTH, HEIGHT, 1)
     points = camera.eye.reshape(3, 1, 1) - rays * (camera.eye[2] / rays[2])
     lights = _sun_points(sun, _GROUND_LIGHTS)
+    under = np.array([0, 0, 0.01], dtype=np.float32).reshape(3, 1, 1, 1)
     lit = np.ones((_GROUND_LIGHTS, HEIGHT, WIDTH), dtype=bool)
     open_sky = np.ones((HEIGHT, WIDTH), dtype=np.float32)
     for solid in solids:
@@ -82,7 +83,8 @@ def _ground_light(scene: Scene, camera: Camera, solids: list[Solid], sun: Array)
         shadows = corners[:, :, None] - lights[:, None, :] * (corners[2][:, None] / lights[2])[None]
         left, top, right, bottom = camera.rectangle(shadows.reshape(3, -1), 1)
         if right > left and bottom > top:
-            here = points[:, None, top:bottom, left:right]
+            # From a little below the ground: a point under a solid is in its shadow too.
+            here = points[:, None, top:bottom, left:right] - under
             lit[:, top:bottom, left:right] &= np.isinf(solid.entry(here, lights.reshape(3, -1, 1, 1)))
         _darken_around(solid, camera, points, open_sky)
     pool = _pool(points[0], points[1])
@@ -137,9 +139,9 @@ def _lit(solids: list[Solid], number: int, points: Array, lights: Array) -> Arra
             continue
         between = blocker.centre - centre
         along = float(between @ middle)
-        radius = float(np.linalg.norm(blocker.matrix, axis=0) @ np.ones(3))
         aside = math.sqrt(max(float(between @ between) - along * along, 0))
-        if along > -(size + radius) and aside < size + radius + 2 * _SPREAD * max(along, 0):
+        room = size + blocker.radius
+        if along > -room and aside < room + 2 * _SPREAD * max(along, 0):
             seen &= np.isinf(blocker.entry(points[:, None, :], lights[:, :, None]))
     return seen.mean(axis=0)
 
@@ -165,34 +167,43 @@ def _surface_light(
     mirrored = rays - 2 * dot(rays, normals) * normals
     glance = np.maximum(dot(mirrored, sun[:, None]), 0)
     if solid.look == "matte":
-        return own * diffuse + 0.10 * lit * glance**12 * _SUN[:, None]
+        return own * diffuse + 0.05 * lit * glance**8 * _SUN[:, None]
     edge = (1 - np.minimum(np.abs(dot(rays, normals)), 1)) ** 5
     mirror = _surroundings(scene, solids, number, points + _START * normals, mirrored)
     spark = lit * glance**160 * 6 * _SUN[:, None]
     if solid.look == "glass":
         return own * diffuse + (0.12 + 0.6 * edge) * mirror + 0.5 * spark
     tint = own * 1.15 + (1 - own) * (0.06 + 0.5 * edge)
-    return 0.28 * own * diffuse + 0.95 * tint * mirror + spark * (0.3 + 0.7 * own)
+    return 0.15 * own * diffuse + 1.1 * tint * mirror + spark * (0.3 + 0.7 * own)
 
 
 def _surroundings(scene: Scene, solids: list[Solid], number: int, points: Array, rays: Array) -> Array:
     """What a mirror shows: a simple sky, the ground in its first colour, and the other solids without shadows."""
     rise = rays[2]
-    sky = np.array([1.15, 1.2, 1.3], dtype=np.float32)[:, None] * (0.35 + 0.95 * np.maximum(rise, 0) ** 0.6)
+    # Dark near the horizon, light above, with a ring of lamps that the ground gives back dimly: so that a metal thing
+    # looks like one from any side.
+    wave = np.sin(3 * np.arctan2(rays[1], rays[0]) + 0.6)
+    lamps = (wave > 0.45) * np.clip((rise - 0.1) / 0.15, 0, 1)
+    sky = np.array([1.0, 1.03, 1.08], dtype=np.float32)[:, None] * (0.12 + 1.1 * np.maximum(rise, 0) + 0.75 * lamps)
     downwards = np.minimum(rise, -1e-3)
     away = -points[2] / downwards
     x, y = points[0] + away * rays[0], points[1] + away * rays[1]
     ground = np.array(scene.ground.first, dtype=np.float32)[:, None]
     foot = solids[number].centre
     near = np.exp(-((x - foot[0]) ** 2 + (y - foot[1]) ** 2) / (2.2 * max(float(foot[2]), 0.2) ** 2))
-    below = ground * (_SUN[:, None] * 0.8 + _SKY[:, None]) * (_pool(x, y) * (1 - 0.75 * near))
+    below = (
+        ground
+        * (_SUN[:, None] * 0.7 + _SKY[:, None])
+        * (_pool(x, y) * (1 - 0.75 * near) * (0.75 + 0.9 * np.clip((wave - 0.35) / 0.3, 0, 1)))
+    )
     seen = np.where(rise > 0, sky, below)
     nearest = np.where(rise > 0, np.inf, away)
-    for other, solid in enumerate(solids):
+    middle = points.mean(axis=1)
+    for solid in solids:
         if solid.owner == solids[number].owner:
             continue
-        between = solid.centre - points.mean(axis=1)
-        if float(between @ between) > 16 * float(np.linalg.norm(solid.matrix)) ** 2 + 4:
+        between = solid.centre - middle
+        if float(between @ between) > 16 * solid.radius**2 + 4:
             continue  # too small in the mirror to be missed
         t = solid.entry(points, rays)
         hit = t < nearest

@@ -37,6 +37,11 @@ class Solid:
         """[3, 3], from the world to its own coordinates."""
         return np.linalg.inv(self.matrix).astype(np.float32)
 
+    @cached_property
+    def radius(self) -> float:
+        """Of a ball about the centre that holds it."""
+        return float(np.linalg.norm(self.matrix))
+
     def corners(self) -> np.ndarray:
         """The eight corners of its box, [3, 8]."""
         signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=np.float32).T
@@ -178,7 +183,11 @@ _VEHICLES: dict[str, list[_Part]] = {
         ("sphere", (0.72, 0, 0.46), (0.24, 0.19, 0.16), "glass"),
     ],
 }
-_LOOKS: dict[str, tuple[Colour, str]] = {"tyre": (_TYRE, "matte"), "glass": (_GLASS, "glass"), "steel": (_STEEL, "matte")}
+_LOOKS: dict[str, tuple[Colour, str]] = {
+    "tyre": (_TYRE, "matte"),
+    "glass": (_GLASS, "glass"),
+    "steel": (_STEEL, "matte"),
+}
 
 
 def solids_of(thing: Thing, owner: int) -> list[Solid]:

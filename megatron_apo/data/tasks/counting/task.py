@@ -71,7 +71,7 @@ def write_counting_task(
     demonstration_rows: int = 0,
     workers: int = 1,
 ) -> Path:
-    """Writes the task as `megatron_apo.data.tasks.files.write_task` has it, with ``shifted.jsonl`` where it has rows."""
+    """Writes the task as `megatron_apo.data.tasks.files.write_task` has it, ``shifted.jsonl`` where it has rows."""
     rows = counted_rows(train_rows, validation_rows, test_rows, demonstration_rows, **{SHIFTED: shifted_rows})
     draw_row("train", 0, seed=seed, level=level)  # says at once what cannot be drawn
     settings = {

@@ -19,7 +19,7 @@ _DOT = 2.6  # pixels, radius
 
 @dataclass(frozen=True)
 class Style:
-    """Colours as (red, green, blue), and whether points are dotted."""
+    """Colours as (red, green, blue), and whether all points are dotted."""
 
     paper: tuple[int, int, int]
     ink: tuple[int, int, int]
@@ -49,10 +49,9 @@ def drawn(drawing: Drawing, size: tuple[int, int], style: Style) -> Image.Image:
     for line in drawing.dashed:
         for dash in _dashes(*line):
             _line(pen, dash, style.ink, _LINE)
-    if style.dots:
-        for name, place in drawing.points.items():
-            if name.isupper():
-                _dot(pen, place, style.ink, _DOT)
+    for name, place in drawing.points.items():
+        if name in drawing.lone or (style.dots and name.isupper()):
+            _dot(pen, place, style.ink, _DOT)
     picture = large.reduce(_LARGER)
     pen = ImageDraw.Draw(picture)
     for text in drawing.texts:

@@ -93,7 +93,8 @@ def trapezoid_height(draw: Random) -> Problem:
     a, b = 0j, complex(long)
     d, c = complex(aside, height), complex(aside + short, height)
     figure = Figure({"A": a, "B": b, "C": c, "D": d, "H": complex(aside)}).lines("AB BC CD DA")
-    figure.lines("DH", dashed=True).right("AHD").parallel("AB DC").equal("AD BC").length("AB", long).length("DC", short)
+    figure.lines("DH", dashed=True).right("AHD").parallel("AB DC").equal("AD BC").length("AB", long, named=True)
+    figure.length("DC", short)
     start = f"AH = ({long} - {short}) : 2 = {aside}."
     text = "ABCD is an isosceles trapezoid, AB is parallel to DC, and DH is its height. Find the length of"
     wrong = (number(height + aside), number(long - short), root(4 * square))
@@ -150,8 +151,9 @@ def polygon_angles(draw: Random, corners: int) -> Problem:
     figure = Figure(dict(zip(names, places, strict=True)))
     sides = [names[place] + names[(place + 1) % corners] for place in range(corners)]
     figure.lines(" ".join(sides))
-    for place, angle in enumerate([*angles, "?"]):
-        figure.angle(names[place - 1] + names[place] + names[(place + 1) % corners], angle)
+    written: list[object] = [*angles, "?"]
+    for place, text in enumerate(written):
+        figure.angle(names[place - 1] + names[place] + names[(place + 1) % corners], text)
     asked = names[-2] + names[-1] + names[0]
     given = " - ".join(f"{angle}°" for angle in angles)
     return Problem(

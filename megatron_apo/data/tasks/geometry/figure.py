@@ -54,11 +54,17 @@ class Angle:
 
 @dataclass(frozen=True)
 class Length:
-    """``text`` written beside the line from ``start`` to ``end``."""
+    """A length written beside the line from ``start`` to ``end``; with its name, "AB = 7", where ``text`` alone could
+    be taken for that of a part."""
 
     start: str
     end: str
     text: str
+    named: bool = False
+
+    @property
+    def written(self) -> str:
+        return f"{self.start}{self.end} = {self.text}" if self.named else self.text
 
 
 @dataclass
@@ -79,43 +85,49 @@ class Figure:
 
     def equal(self, pairs: str, ticks: int = 1) -> Figure:
         """Marks lines that are drawn already as equally long."""
-        return self._marked(pairs, ticks=ticks)
+        for place in self._drawn(pairs):
+            self.segments[place] = replace(self.segments[place], ticks=ticks)
+        return self
 
     def parallel(self, pairs: str, arrows: int = 1) -> Figure:
         """Marks lines that are drawn already as parallel; the arrows point from the first to the second point."""
-        return self._marked(pairs, arrows=arrows)
-
-    def _marked(self, pairs: str, **marks: int) -> Figure:
-        for pair in pairs.split():
-            places = [index for index, line in enumerate(self.segments) if {line.start, line.end} == set(pair)]
-            assert len(places) == 1, f"{pair} is drawn {len(places)} times"
-            line = self.segments[places[0]]
-            self.segments[places[0]] = replace(line, start=pair[0], end=pair[1], **marks)
+        for pair, place in zip(pairs.split(), self._drawn(pairs), strict=True):
+            self.segments[place] = replace(self.segments[place], start=pair[0], end=pair[1], arrows=arrows)
         return self
+
+    def _drawn(self, pairs: str) -> list[int]:
+        """Where in ``segments`` the lines between these pairs of points are."""
+        found = []
+        for pair in pairs.split():
+            places = [place for place, line in enumerate(self.segments) if {line.start, line.end} == set(pair)]
+            assert len(places) == 1, f"{pair} is drawn {len(places)} times"
+            found += places
+        return found
 
     def circle(self, centre_and_point: str) -> Figure:
         """The circle about the first point through the second."""
-        self.circles.append(Circle(*centre_and_point))
+        self.circles.append(Circle(centre_and_point[0], centre_and_point[1]))
         return self
 
     def sector(self, centre_start_end: str) -> Figure:
         """A shaded sector, of less or more than half a turn."""
-        self.sectors.append(Sector(*centre_start_end))
+        self.sectors.append(Sector(centre_start_end[0], centre_start_end[1], centre_start_end[2]))
         return self
 
     def angle(self, corner: str, text: object = "", rings: int = 1) -> Figure:
         """Marks the angle ``"ABC"`` at B; a number is written in degrees."""
-        self.angles.append(Angle(*corner, text=f"{text}°" if isinstance(text, int) else str(text), rings=rings))
+        written = f"{text}°" if isinstance(text, int) else str(text)
+        self.angles.append(Angle(corner[0], corner[1], corner[2], written, rings))
         return self
 
     def right(self, *corners: str) -> Figure:
         """Marks right angles by a square."""
-        self.angles += [Angle(*corner, right=True) for corner in corners]
+        self.angles += [Angle(corner[0], corner[1], corner[2], right=True) for corner in corners]
         return self
 
-    def length(self, pair: str, text: object) -> Figure:
-        """Writes a length beside the line between two points."""
-        self.lengths.append(Length(*pair, text=str(text)))
+    def length(self, pair: str, value: int, *, named: bool = False) -> Figure:
+        """Writes a length beside the line between two points, ``named`` where other points lie on it."""
+        self.lengths.append(Length(pair[0], pair[1], str(value), named))
         return self
 
     def turned(self, draw: random.Random) -> Figure:

@@ -37,7 +37,8 @@ class Text:
 
 @dataclass
 class Drawing:
-    """``points`` in pixels, ``lines`` (dashed ones apart), thin ``marks``, filled ``areas``, and ``texts``."""
+    """``points`` in pixels, ``lines`` (dashed ones apart), thin ``marks``, filled ``areas``, ``texts``, and ``lone``,
+    the names of points that lie on no line."""
 
     points: dict[str, complex]
     lines: list[np.ndarray] = field(default_factory=list)
@@ -45,15 +46,17 @@ class Drawing:
     marks: list[np.ndarray] = field(default_factory=list)
     areas: list[np.ndarray] = field(default_factory=list)
     texts: list[Text] = field(default_factory=list)
+    lone: frozenset[str] = frozenset()
 
 
 def laid_out(figure: Figure, width: int, height: int) -> Drawing | None:
     """The figure on a picture of that size, or None when a text finds no room."""
-    drawing = Drawing(_fitted(figure, width, height))
+    ends = {name for line in figure.segments for name in (line.start, line.end)}
+    lone = frozenset(name for name in figure.points if name.isupper() and name not in ends)
+    drawing = Drawing(_fitted(figure, width, height), lone=lone)
     places = drawing.points
     for line in figure.segments:
-        ends = np.array([places[line.start], places[line.end]])
-        (drawing.dashed if line.dashed else drawing.lines).append(ends)
+        (drawing.dashed if line.dashed else drawing.lines).append(np.array([places[line.start], places[line.end]]))
         drawing.marks += _line_marks(places[line.start], places[line.end], line)
     for circle in figure.circles:
         radius = abs(places[circle.on] - places[circle.centre])
@@ -136,7 +139,7 @@ def _write_texts(figure: Figure, drawing: Drawing, width: int, height: int) -> b
             wanted.append((angle.text, VALUE_SIZE, list(_beside_angle(places, angle))))
     for mark in figure.lengths:
         ends = places[mark.start], places[mark.end]
-        wanted.append((mark.text, VALUE_SIZE, list(_beside_line(*ends, _half_box(mark.text, VALUE_SIZE)))))
+        wanted.append((mark.written, VALUE_SIZE, list(_beside_line(*ends, _half_box(mark.written, VALUE_SIZE)))))
     middle = complex(width, height) / 2
     for name, place in places.items():
         if name.isupper():

@@ -18,14 +18,16 @@ from PIL import Image
 from megatron_apo.data.tasks.files import check_split, counted_rows, split_of, write_task
 from megatron_apo.data.tasks.geometry.answers import Answer, degrees, number, times_pi
 from megatron_apo.data.tasks.geometry.drawing import draw_style, drawn
-from megatron_apo.data.tasks.geometry.families_circles import CIRCLES
+from megatron_apo.data.tasks.geometry.families_circle_angles import CIRCLE_ANGLES
+from megatron_apo.data.tasks.geometry.families_circle_lengths import CIRCLE_LENGTHS
 from megatron_apo.data.tasks.geometry.families_lines import LINES
 from megatron_apo.data.tasks.geometry.families_polygons import POLYGONS
-from megatron_apo.data.tasks.geometry.families_triangles import TRIANGLES
+from megatron_apo.data.tasks.geometry.families_triangle_angles import TRIANGLE_ANGLES
+from megatron_apo.data.tasks.geometry.families_triangle_lengths import TRIANGLE_LENGTHS
 from megatron_apo.data.tasks.geometry.layout import Drawing, laid_out
 from megatron_apo.data.tasks.geometry.problem import Problem
 
-FAMILIES = {**LINES, **TRIANGLES, **POLYGONS, **CIRCLES}
+FAMILIES = {**LINES, **TRIANGLE_ANGLES, **TRIANGLE_LENGTHS, **POLYGONS, **CIRCLE_ANGLES, **CIRCLE_LENGTHS}
 LEVELS = ("easy", "medium", "hard", "mixed")
 FORMAT_VERSION = 1
 SIZE = (336, 336)  # pixels; multiples of 28 keep their size in Qwen2.5-VL
@@ -161,9 +163,7 @@ def write_geometry_task(
     return write_task(directory, settings, partial(_drawn, seed=seed, level=level, choices=choices), workers=workers)
 
 
-def _drawn(
-    split: str, number: int, *, seed: int, level: str, choices: bool
-) -> tuple[dict[str, Any], Image.Image]:
+def _drawn(split: str, number: int, *, seed: int, level: str, choices: bool) -> tuple[dict[str, Any], Image.Image]:
     row = draw_row(split, number, seed=seed, level=level, choices=choices)
     fields: dict[str, Any] = {
         "id": row.id,

@@ -62,9 +62,15 @@ def test_the_quickstarts_rows_are_the_ones_its_numbers_were_measured_on(tmp_path
 
     size = {"train_rows": 40, "validation_rows": 8, "test_rows": 8, "seed": 0, "demonstration_rows": 16}
     quickstart = write_digits_task(tmp_path / "two", **size)
-    assert json.loads((quickstart / "task.json").read_text())["sha256"] == "3437fd6f9f90815445fc37aceca39344560c8fe4320bbb0082f483396a47acd5"
+    assert (
+        json.loads((quickstart / "task.json").read_text())["sha256"]
+        == "3437fd6f9f90815445fc37aceca39344560c8fe4320bbb0082f483396a47acd5"
+    )
     steps = write_digits_task(tmp_path / "steps", **size, digits=(2, 5), styles=STYLES)
-    assert json.loads((steps / "task.json").read_text())["sha256"] == "f5be7943ea235348424481ad920b107a1654db96df15b717a7ad945c0ca4b7c7"
+    assert (
+        json.loads((steps / "task.json").read_text())["sha256"]
+        == "f5be7943ea235348424481ad920b107a1654db96df15b717a7ad945c0ca4b7c7"
+    )
 
 
 def test_what_cannot_be_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

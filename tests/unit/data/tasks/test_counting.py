@@ -18,7 +18,17 @@ from megatron_apo.data.tasks.counting import placement, task
 from megatron_apo.data.tasks.counting.camera import HEIGHT, WIDTH, Camera, look
 from megatron_apo.data.tasks.counting.placement import draw_kinds
 from megatron_apo.data.tasks.counting.render import SAMPLES, render
-from megatron_apo.data.tasks.counting.scene import COLOURS, MATERIALS, SIZES, SOLIDS, VEHICLES, Ground, Scene, Thing, View
+from megatron_apo.data.tasks.counting.scene import (
+    COLOURS,
+    MATERIALS,
+    SIZES,
+    SOLIDS,
+    VEHICLES,
+    Ground,
+    Scene,
+    Thing,
+    View,
+)
 from megatron_apo.data.tasks.counting.solids import Solid, solids_of
 from megatron_apo.rewards.accuracy import check_gold
 
@@ -138,7 +148,7 @@ def recounted(row: task.CountingRow) -> str:
         return str(one - other)
     if found := re.fullmatch(r"How many objects are not (.+)\?", text):
         return str(len(things) - len(matching(found[1], things)))
-    if found := re.fullmatch(r"How many objects are (.+) or (.+), or both\?", text):
+    if found := re.fullmatch(r"How many objects are (.+) or (.+) \(or both\)\?", text):
         return str(sum(any(thing in matching(phrase, things) for phrase in found.groups()) for thing in things))
     if found := re.fullmatch(r"How many (.+) are to the (left|right) of the (.+)\?", text):
         (reference,) = matching(found[3], things)

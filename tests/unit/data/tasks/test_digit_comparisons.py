@@ -47,7 +47,9 @@ def test_the_answer_is_that_of_the_numbers_shown(kind: str, level: str) -> None:
         answers[row.answer] += 1
         check_gold(row.answer)
         *_, second, largest = sorted(numbers)
-        assert {"easy": largest - second >= 3 and largest < 10, "medium": largest < 10, "hard": min(numbers) >= 10}[level]
+        assert {"easy": largest - second >= 3 and largest < 10, "medium": largest < 10, "hard": min(numbers) >= 10}[
+            level
+        ]
         for sign in re.findall(r"(\d+)([<>=])(\d+)", row.demonstration):
             one, other = int(sign[0]), int(sign[2])
             assert {"<": one < other, ">": one > other, "=": one == other}[sign[1]]
@@ -67,7 +69,14 @@ def test_the_picture_holds_the_scans_and_a_gap_between_numbers() -> None:
 
 
 def write(directory: Path, **changes: object) -> Path:
-    arguments = {"kind": "comparison", "level": "easy", "train_rows": 4, "validation_rows": 1, "test_rows": 1, "seed": 0}
+    arguments = {
+        "kind": "comparison",
+        "level": "easy",
+        "train_rows": 4,
+        "validation_rows": 1,
+        "test_rows": 1,
+        "seed": 0,
+    }
     return comparisons.write_comparison_task(directory, **{**arguments, **changes})
 
 

@@ -48,7 +48,9 @@ def length(points: dict[str, complex], pair: str) -> float:
 
 def area(points: dict[str, complex], corners: str) -> float:
     places = [points[name] for name in corners]
-    return abs(sum((one.conjugate() * other).imag for one, other in zip(places, places[1:] + places[:1], strict=True))) / 2
+    return (
+        abs(sum((one.conjugate() * other).imag for one, other in zip(places, places[1:] + places[:1], strict=True))) / 2
+    )
 
 
 def pixels_per_unit(problem: Problem, points: dict[str, complex]) -> float:
@@ -104,7 +106,9 @@ def test_what_the_figure_says_is_drawn_to_its_true_values(family: str) -> None:
 
 FACTS = {
     r"\b(\w)(\w) is parallel to (\w)(\w)": lambda p, a, b, c, d: ((p[b] - p[a]) / (p[d] - p[c])).imag,
-    r"\b(\w)(\w) is perpendicular to (?:the chord )?(\w)(\w)": lambda p, a, b, c, d: ((p[b] - p[a]) / (p[d] - p[c])).real,
+    r"\b(\w)(\w) is perpendicular to (?:the chord )?(\w)(\w)": lambda p, a, b, c, d: (
+        ((p[b] - p[a]) / (p[d] - p[c])).real
+    ),
     r"\b(\w)(\w) bisects ∠(\w)(\w)(\w)": lambda p, a, d, b, v, c: (
         angle(p, b + v + (a if v == d else d)) - angle(p, c + v + (a if v == d else d))
     ),
@@ -124,7 +128,9 @@ FACTS = {
         if at
     ),
     r"(\w)(\w) is a diameter of the circle with centre O": lambda p, a, b: abs((p[a] + p[b]) / 2 - p["O"]),
-    r"(\w)(\w)(\w)(\w) is a (?:parallelogram|rhombus|rectangle|square)": lambda p, a, b, c, d: abs(p[a] + p[c] - p[b] - p[d]),
+    r"(\w)(\w)(\w)(\w) is a (?:parallelogram|rhombus|rectangle|square)": lambda p, a, b, c, d: abs(
+        p[a] + p[c] - p[b] - p[d]
+    ),
     r"Lines (\w)(\w) and (\w)(\w) cross at (\w)": lambda p, a, b, c, d, x: (
         abs(((p[x] - p[a]) / (p[b] - p[a])).imag) + abs(((p[x] - p[c]) / (p[d] - p[c])).imag)
     ),
