@@ -23,6 +23,7 @@ _SKY = np.array([0.40, 0.43, 0.48], dtype=np.float32)
 _BOUNCE = 0.35  # of the ground's light that comes back up
 _SPREAD = 0.11  # radius of the sun, seen from the ground, at distance 1
 _GROUND_LIGHTS, _SOLID_LIGHTS = 24, 5  # points of the sun that shadows are made of
+_LAMPS, _ROOM = 9, 2.2  # what metal mirrors: lamps around the scene, and their distance
 _START = 2e-3  # how far above its surface a shadow ray starts
 
 Array = np.ndarray
@@ -180,9 +181,9 @@ def _surface_light(
 def _surroundings(scene: Scene, solids: list[Solid], number: int, points: Array, rays: Array) -> Array:
     """What a mirror shows: a simple sky, the ground in its first colour, and the other solids without shadows."""
     rise = rays[2]
-    # Dark near the horizon, light above, with a ring of lamps that the ground gives back dimly: so that a metal thing
-    # looks like one from any side.
-    wave = np.sin(3 * np.arctan2(rays[1], rays[0]) + 0.6)
+    # Dark near the horizon, light above, with a ring of lamps that the ground gives back dimly, and so near that they
+    # move across a flat side: so that a metal thing looks like one from any side.
+    wave = np.sin(_LAMPS * np.arctan2(points[1] + _ROOM * rays[1], points[0] + _ROOM * rays[0]) + 0.6)
     lamps = (wave > 0.45) * np.clip((rise - 0.1) / 0.15, 0, 1)
     sky = np.array([1.0, 1.03, 1.08], dtype=np.float32)[:, None] * (0.12 + 1.1 * np.maximum(rise, 0) + 0.75 * lamps)
     downwards = np.minimum(rise, -1e-3)
@@ -194,7 +195,7 @@ def _surroundings(scene: Scene, solids: list[Solid], number: int, points: Array,
     below = (
         ground
         * (_SUN[:, None] * 0.7 + _SKY[:, None])
-        * (_pool(x, y) * (1 - 0.75 * near) * (0.75 + 0.9 * np.clip((wave - 0.35) / 0.3, 0, 1)))
+        * (_pool(x, y) * (1 - 0.75 * near) * (0.55 + 1.3 * np.clip((wave - 0.1) / 0.5, 0, 1)))
     )
     seen = np.where(rise > 0, sky, below)
     nearest = np.where(rise > 0, np.inf, away)

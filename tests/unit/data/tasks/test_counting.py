@@ -48,7 +48,7 @@ def drawn(split: str, number: int) -> task.CountingRow:
 
 
 def rows() -> list[task.CountingRow]:
-    return [drawn(split, number) for split in ("test", "shifted") for number in range(24)]
+    return [drawn(split, number) for split in ("test", "shifted") for number in range(16)]
 
 
 @pytest.mark.parametrize("kind", INSIDE)
@@ -88,7 +88,7 @@ def test_a_ray_through_a_pixel_projects_to_it() -> None:
 
 def test_everything_is_as_visible_as_its_level_says_and_within_the_picture() -> None:
     shares = []
-    for row in rows():
+    for row in [drawn(split, number) for split in ("test", "shifted") for number in range(8)]:
         camera = Camera.of(row.scene.view)
         solids = [solid for owner, thing in enumerate(row.scene.things) for solid in solids_of(thing, owner)]
         buffers = look(camera, solids, len(row.scene.things), SAMPLES)
@@ -115,7 +115,7 @@ def test_things_stand_apart_and_their_number_is_that_of_the_level() -> None:
 
 
 def test_the_shifted_scenes_show_what_the_others_do_not() -> None:
-    usual, shifted = ([drawn(split, number) for number in range(24)] for split in ("test", "shifted"))
+    usual, shifted = ([drawn(split, number) for number in range(16)] for split in ("test", "shifted"))
     assert {thing.shape for row in usual for thing in row.scene.things} == set(SOLIDS)
     assert {thing.shape for row in shifted for thing in row.scene.things} == set(VEHICLES)
     assert {thing.colour for row in usual for thing in row.scene.things} == set(COLOURS)
@@ -220,7 +220,7 @@ def test_a_picture_shows_the_colour_the_shadow_and_the_ground() -> None:
     red, _ = at(0, 0, 0.9)
     assert red[0] > red[1] + 80 and red[0] > red[2] + 80
     # The light comes from behind on the left (130 degrees), so the shadow falls to the right and to the front.
-    shadow, ground = at(0.9, -1.05, 0)
+    shadow, ground = at(0.55, -0.65, 0)
     assert shadow.mean() < 0.75 * ground.mean()
     lit, ground = at(-2.5, 2.5, 0)
     assert lit == pytest.approx(ground, abs=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,21 @@ from megatron_apo.rewards.accuracy import check_gold
 from tests.unit.data.test_digits import all_bytes, rows_of
 
 
-def shown(row: comparisons.ComparisonRow) -> list[int]:
-    """The numbers as a reader finds them: digits from left to right, a new number after a gap."""
+@cache
+def labels() -> np.ndarray:
     from sklearn.datasets import load_digits
 
-    labels = load_digits().target
+    return load_digits().target
+
+
+def shown(row: comparisons.ComparisonRow) -> list[int]:
+    """The numbers as a reader finds them: digits from left to right, a new number after a gap."""
     numbers: list[str] = []
     end = -100
     for scan, (left, _) in zip(row.scans, row.corners, strict=True):
         if left - end > digits.WIDTH_OF_DIGIT - digits.DIGIT_SIZE + 8:
             numbers.append("")
-        numbers[-1] += str(labels[scan])
+        numbers[-1] += str(labels()[scan])
         end = left + digits.DIGIT_SIZE
     return [int(number) for number in numbers]
 

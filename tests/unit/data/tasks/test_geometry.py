@@ -9,6 +9,7 @@ import math
 import random
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,10 @@ from megatron_apo.data.tasks.geometry.layout import Drawing
 from megatron_apo.data.tasks.geometry.problem import Problem
 from megatron_apo.rewards.accuracy import check_gold, grade, parse_expression
 
-DRAWS = 8  # of each family
+DRAWS = 5  # of each family
 
 
+@cache
 def problems(family: str) -> list[tuple[Problem, Drawing]]:
     """Problems of a family as rows show them: under other names, and in positions in which their texts fit."""
     generator = random.Random(f"test {family}")
@@ -174,11 +176,9 @@ def test_the_arithmetic_of_the_steps(family: str) -> None:
     for problem, _ in problems(family):
         for step in problem.steps:
             plain = step.replace("²", "**2").translate(signs)
-            parts = [part.strip(" .") for part in re.split(r"=|, |so |for ", plain)]
-            equations = re.findall(r"(?<![\w$}])((?:[\d(][\d\s()*/+.-]*))=\s*([\d.]+)(?![\d*/]| [*/+-])", plain)
+            equations = re.findall(r"(?<![\w$}*])((?:[\d(][\d\s()*/+.-]*))=\s*([\d.]+)(?![\d*/]| [*/+-])", plain)
             for left, right in equations:
                 assert sympy.sympify(left.strip()) == pytest.approx(float(right.rstrip("."))), step
-            assert parts
         assert problem.answer.text in problem.steps[-1] or problem.answer.text in "".join(problem.steps)
 
 
@@ -224,18 +224,18 @@ def test_levels_choose_families() -> None:
 def test_rows_of_different_splits_share_no_problem() -> None:
     seen = {}
     for split in ("train", "validation", "test"):
-        rows = [task.draw_row(split, number, seed=3) for number in range(60)]
+        rows = [task.draw_row(split, number, seed=3) for number in range(40)]
         seen[split] = {(row.family, row.problem.values) for row in rows}
-        assert len({row.id for row in rows}) == 60 and len(seen[split]) > 50
-        again = task.draw_row(split, 59, seed=3)
-        assert again.question == rows[59].question and again.picture.tobytes() == rows[59].picture.tobytes()
+        assert len({row.id for row in rows}) == 40 and len(seen[split]) > 35
+        again = task.draw_row(split, 39, seed=3)
+        assert again.question == rows[39].question and again.picture.tobytes() == rows[39].picture.tobytes()
     assert not seen["train"] & seen["test"] and not seen["train"] & seen["validation"]
     assert not seen["validation"] & seen["test"]
 
 
 def test_choices_hold_the_answer_once_and_the_grader_tells_them_apart() -> None:
     letters = Counter()
-    for number in range(80):
+    for number in range(60):
         row = task.draw_row("train", number, seed=5, choices=True)
         open_form = task.draw_row("train", number, seed=5)
         options = [option.text for option in row.options]
@@ -244,14 +244,14 @@ def test_choices_hold_the_answer_once_and_the_grader_tells_them_apart() -> None:
         assert right == open_form.answer
         assert f"({row.answer}) {right}" in row.question
         assert row.demonstration.endswith(f"That is option {row.answer}.</think><answer>{row.answer}</answer>")
-        if number < 25:
+        if number < 12:
             assert [grade(option, right) for option in options].count("correct") == 1
         letters[row.answer] += 1
-    assert set(letters) == set("ABCD") and min(letters.values()) >= 8
+    assert set(letters) == set("ABCD") and min(letters.values()) >= 6
 
 
 def test_gold_answers_are_read_and_degrees_may_have_their_sign() -> None:
-    for number in range(30):
+    for number in range(20):
         row = task.draw_row("train", number, seed=6)
         check_gold(row.answer)
         assert grade(row.answer, row.answer) == "correct"
