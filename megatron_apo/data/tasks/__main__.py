@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 _EXAMPLES = """\
@@ -70,13 +69,14 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--workers", type=int, metavar="N", default=1, help=said)
 
     sheet = commands.add_parser("sheet", help="write a contact sheet of a task", **more)
-    sheet.add_argument("directory", metavar="DIRECTORY", help="the task")
+    sheet.add_argument("directories", nargs="+", metavar="DIRECTORY", help="the task, or several")
     sheet.add_argument("file", metavar="FILE", help="the sheet, a PNG")
     sheet.add_argument("--split", nargs="+", default=["test"], metavar="NAME", help="(default: test)")
     for name, default, said in (
         ("rows", 12, "how many, of as many categories as there are"),
         ("columns", 4, "side by side"),
         ("width", 224, "pixels of a picture"),
+        ("colours", 0, "at most, for a smaller file; 0: all"),
     ):
         sheet.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{said} (default: %(default)s)")
     return parser
@@ -120,16 +120,8 @@ def _task(options: argparse.Namespace) -> str:
 def _sheet(options: argparse.Namespace) -> str:
     from megatron_apo.data.tasks.sheet import write_sheet
 
-    return str(
-        write_sheet(
-            Path(options.directory),
-            options.file,
-            splits=tuple(options.split),
-            rows=options.rows,
-            columns=options.columns,
-            width=options.width,
-        )
-    )
+    shape = {"rows": options.rows, "columns": options.columns, "width": options.width, "colours": options.colours}
+    return str(write_sheet(options.directories, options.file, splits=options.split, **shape))
 
 
 if __name__ == "__main__":

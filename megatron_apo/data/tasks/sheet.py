@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,19 @@ from megatron_apo.data.images import load_image
 _PAPER, _FRAME, _INK, _ANSWER = (255, 255, 255), (205, 208, 214), (40, 42, 48), (10, 90, 160)
 _GAP, _LINE, _FONT = 14, 17, 13  # pixels: between cells, from line to line, and the font's size
 _LETTER = 6.6  # pixels, an average letter of the font: where lines are wrapped
-_COLOURS = 256  # of the file: half the size, and hardly to be seen
 # What Pillow's own font has no letters for.
 _WRITTEN_OUT = {"∠": "angle ", "π": "pi", "²": "^2", "√": "root of ", "\\pi": "pi", "\\sqrt": "root", "$": ""}
 
 
-def read_rows(directory: str | Path, splits: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The task's rows, with an absolute path as ``picture``; ValueError where there is no such task or split."""
-    directory = Path(directory)
+def read_rows(directories: Sequence[str | Path], splits: Sequence[str]) -> list[dict[str, Any]]:
+    """The tasks' rows, with a ``picture``'s path; ValueError where there is no such task or split."""
     found = []
-    for split in splits:
-        file = directory / f"{split}.jsonl"
+    for file in (Path(directory) / f"{split}.jsonl" for directory in directories for split in splits):
         if not file.is_file():
             raise ValueError(f"{file}: does not exist; give a task's directory, and one of its splits as --split")
         for line in file.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            found.append({**row, "picture": directory / row["images"][0]})
+            found.append({**row, "picture": file.parent / row["images"][0]})
     return found
 
 
@@ -60,17 +58,31 @@ def contact_sheet(rows: list[dict[str, Any]], *, columns: int, width: int) -> Im
 
 
 def write_sheet(
-    directory: str | Path, file: str | Path, *, splits: tuple[str, ...], rows: int, columns: int, width: int
+    directories: Sequence[str | Path],
+    file: str | Path,
+    *,
+    splits: Sequence[str],
+    rows: int,
+    columns: int,
+    width: int,
+    colours: int = 0,
 ) -> Path:
-    """Writes the sheet of a task as a PNG; ValueError for numbers below 1 and a directory that holds no task."""
+    """Writes the sheet of one or more tasks as a PNG; ``colours`` above 0: with at most so many, a smaller file.
+
+    ValueError for numbers that cannot be, where there is no task, and for another format.
+    """
     for name, value in (("rows", rows), ("columns", columns), ("width", width)):
         if value < 1:
             raise ValueError(f"--{name}={value}: must be at least 1")
-    page = contact_sheet(varied(read_rows(directory, splits), rows), columns=columns, width=width)
+    if not 0 <= colours <= 256:
+        raise ValueError(f"--colours={colours}: must be from 1 to 256, or 0 for all")
+    page = contact_sheet(varied(read_rows(directories, splits), rows), columns=columns, width=width)
     file = Path(file)
     if file.suffix.lower() != ".png":
         raise ValueError(f"{file}: the sheet is written as PNG; give a name that ends in .png")
-    page.quantize(_COLOURS).save(file, optimize=True)
+    if colours:
+        page = page.quantize(colours)
+    page.save(file, optimize=True)
     return file
 
 

@@ -23,7 +23,7 @@ _SKY = np.array([0.40, 0.43, 0.48], dtype=np.float32)
 _BOUNCE = 0.35  # of the ground's light that comes back up
 _SPREAD = 0.11  # radius of the sun, seen from the ground, at distance 1
 _GROUND_LIGHTS, _SOLID_LIGHTS = 24, 5  # points of the sun that shadows are made of
-_LAMPS, _ROOM = 9, 2.2  # what metal mirrors: lamps around the scene, and their distance
+_LAMPS, _ROOM = 6, 2.2  # what metal mirrors: lamps around the scene, and their distance
 _START = 2e-3  # how far above its surface a shadow ray starts
 
 Array = np.ndarray
@@ -195,7 +195,7 @@ def _surroundings(scene: Scene, solids: list[Solid], number: int, points: Array,
     below = (
         ground
         * (_SUN[:, None] * 0.7 + _SKY[:, None])
-        * (_pool(x, y) * (1 - 0.75 * near) * (0.55 + 1.3 * np.clip((wave - 0.1) / 0.5, 0, 1)))
+        * (_pool(x, y) * (1 - 0.75 * near) * (0.65 + 1.0 * np.clip((wave - 0.1) / 0.6, 0, 1)))
     )
     seen = np.where(rise > 0, sky, below)
     nearest = np.where(rise > 0, np.inf, away)

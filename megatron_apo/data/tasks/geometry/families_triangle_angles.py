@@ -101,7 +101,7 @@ def angle_bisector(draw: Random) -> Problem:
 
 def incentre(draw: Random) -> Problem:
     """The angle between two bisectors."""
-    half_b, half_c = draw.randint(20, 36), draw.randint(20, 36)
+    half_b, half_c = draw.randint(18, 37), draw.randint(18, 37)
     b, c, a = triangle(2 * half_b, 2 * half_c)
     _, _, centre = triangle(half_b, half_c)
     answer = 180 - half_b - half_c
@@ -120,7 +120,7 @@ def incentre(draw: Random) -> Problem:
             f"∠BIC = 180° - {both // 2}° = {answer}°.",
         ),
         (degrees(2 * at_a), degrees(180 - at_a), degrees(both // 2)),
-        (half_b, half_c),
+        (half_b + half_c,),
     )
 
 
