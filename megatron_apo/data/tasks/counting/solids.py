@@ -227,4 +227,4 @@ def _turn(angle: float) -> np.ndarray:
 
 def reach(thing: Thing) -> float:
     """Radius of the circle on the ground that a thing fits in."""
-    return SIZES[thing.size] * (1.25 if thing.shape in _VEHICLES else 1.0)
+    return SIZES[thing.size] * (1.34 if thing.shape in _VEHICLES else 1.14 if thing.shape == "cube" else 1.0)

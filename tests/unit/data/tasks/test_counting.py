@@ -103,6 +103,18 @@ def test_everything_is_as_visible_as_its_level_says_and_within_the_picture() -> 
     assert min(shares) < 0.8  # some are hidden in part
 
 
+def footprint(thing: Thing) -> float:
+    """Radius of the circle about its place that the thing's solids stand in, from their own measures."""
+    reaches = []
+    for solid in solids_of(thing, 0):
+        if solid.kind == "box":
+            away = solid.corners()[:2] - np.array(thing.place)[:, None]
+            reaches.append(np.hypot(*away).max())
+        else:
+            reaches.append(np.linalg.norm(solid.matrix[:2], axis=0).max() + math.dist(solid.centre[:2], thing.place))
+    return max(reaches)
+
+
 def test_things_stand_apart_and_their_number_is_that_of_the_level() -> None:
     for row in rows():
         things = row.scene.things
@@ -111,7 +123,7 @@ def test_things_stand_apart_and_their_number_is_that_of_the_level() -> None:
         assert fewest + more <= len(things) <= most + more
         for index, one in enumerate(things):
             for other in things[:index]:
-                assert math.dist(one.place, other.place) > SIZES[one.size] + SIZES[other.size]
+                assert math.dist(one.place, other.place) > footprint(one) + footprint(other)
 
 
 def test_the_shifted_scenes_show_what_the_others_do_not() -> None:
