@@ -43,26 +43,28 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m megatron_apo.data.tasks", description=__doc__, **more)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def task(name: str, summary: str, levels: tuple[str, ...]) -> argparse.ArgumentParser:
+    def task(name: str, summary: str, levels: tuple[str, ...], default: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", **more)
         added.add_argument("directory", metavar="DIRECTORY", help="where the task goes; the same one is left as it is")
-        for split, default in (("train", 8192), ("validation", 512), ("test", 512)):
+        for split, count in (("train", 8192), ("validation", 512), ("test", 512)):
             said = f"{split} rows (default: %(default)s)"
-            added.add_argument(f"--{split}", type=int, metavar="N", default=default, help=said)
+            added.add_argument(f"--{split}", type=int, metavar="N", default=count, help=said)
         added.add_argument("--seed", type=int, metavar="N", default=0, help="other rows (default: %(default)s)")
-        added.add_argument("--level", choices=levels, default=levels[-1], help="difficulty (default: %(default)s)")
+        added.add_argument("--level", choices=levels, default=default, help="difficulty (default: %(default)s)")
         said = "of the training rows, how many also go to demonstrations.jsonl, for a warm start (default: %(default)s)"
         added.add_argument("--demonstrations", type=int, metavar="N", default=0, help=said)
         return added
 
     levels = ("easy", "medium", "hard")
-    digits = task("digits", "write questions about handwritten digits", (*levels[1:], levels[0]))
+    digits = task("digits", "write questions about handwritten digits", levels, "easy")
     said = "what is asked: the sum, which of two is larger, or the largest of three (default: %(default)s)"
     digits.add_argument("--question", choices=("sum", "comparison", "largest"), default="sum", help=said)
-    counting = task("counting", "write questions about numbers of things in rendered scenes", (*levels, "mixed"))
+    counting = task(
+        "counting", "write questions about numbers of things in rendered scenes", (*levels, "mixed"), "mixed"
+    )
     said = "rows of a second test: vehicles, more colours, patterned ground (default: %(default)s)"
     counting.add_argument("--shifted", type=int, metavar="N", default=0, help=said)
-    geometry = task("geometry", "write geometry problems with figures", (*levels, "mixed"))
+    geometry = task("geometry", "write geometry problems with figures", (*levels, "mixed"), "mixed")
     geometry.add_argument("--choices", action="store_true", help="with four options; the answer is a letter")
     for added in (counting, geometry):
         said = "processes that draw (default: %(default)s); the rows are the same"

@@ -10,7 +10,7 @@ from megatron_apo.data.tasks.counting.camera import HEIGHT, WIDTH, Camera
 from megatron_apo.data.tasks.counting.scene import Ground
 
 PATTERNS = ("checks", "planks", "tiles", "blotches")
-_SAMPLES = 3  # of the pattern, side by side in a pixel
+_SAMPLES = 2  # of the pattern, side by side in a pixel
 
 
 def ground_colour(ground: Ground, camera: Camera, points: np.ndarray) -> np.ndarray:

@@ -58,7 +58,7 @@ class Asker:
         places = sorted(zip(across(scene), scene.things, strict=True), key=lambda pair: pair[0])
         self.things = [thing for _, thing in places]  # from left to right
         self.across = [x for x, _ in places]
-        self._words = {
+        self.words = {
             "size": list(SIZES),
             "colour": list(COLOURS | FURTHER_COLOURS if shifted else COLOURS),
             "material": list(MATERIALS),
@@ -76,7 +76,7 @@ class Asker:
         if self.generator.random() < _FROM_SCENE:
             thing = self.generator.choice(self.things)
             return Filter({name: getattr(thing, name) for name in names})
-        return Filter({name: self.generator.choice(self._words[name]) for name in names})
+        return Filter({name: self.generator.choice(self.words[name]) for name in names})
 
     def found(self, what: str, matches: Callable[[Thing], bool]) -> tuple[int, str]:
         """How many things match, and the sentence that lists them."""
@@ -157,12 +157,13 @@ def beside(asker: Asker) -> Question:
 
 
 def _two_groups(asker: Asker) -> tuple[Filter, Filter]:
+    """Two values of one attribute, most often both of some thing of the scene."""
     name = asker.generator.choice(("colour", "shape", "shape", "size", "material"))
     one = asker.filter(name)
-    while (other := asker.filter(name)) == one:
-        other = Filter({name: asker.generator.choice(asker._words[name])})
-        if other != one:
-            break
+    other = asker.filter(name)
+    if other == one:
+        (value,) = one.wanted.values()
+        other = Filter({name: asker.generator.choice([word for word in asker.words[name] if word != value])})
     return one, other
 
 

@@ -1,6 +1,6 @@
 """Scenes as pictures: ray casting with Lambert and specular light, soft shadows and mirrored surroundings.
 
-Solids are sampled nine times a pixel; the ground, where its light changes slowly, once (its pattern nine times). A
+Solids are sampled nine times a pixel; the ground, where its light changes slowly, once (its pattern four times). A
 matte surface has diffuse light and a faint highlight, a metal one mirrors the ground, the sky and the other solids.
 Light is counted linearly and turned to sRGB at the end.
 """
@@ -24,6 +24,7 @@ _BOUNCE = 0.35  # of the ground's light that comes back up
 _SPREAD = 0.11  # radius of the sun, seen from the ground, at distance 1
 _GROUND_LIGHTS, _SOLID_LIGHTS = 24, 5  # points of the sun that shadows are made of
 _LAMPS, _ROOM = 6, 2.2  # what metal mirrors: lamps around the scene, and their distance
+_CASTS = 0.3  # radius of the smallest solid whose shadow on others is drawn: wheels stand below their own vehicle
 _START = 2e-3  # how far above its surface a shadow ray starts
 
 Array = np.ndarray
@@ -124,7 +125,10 @@ def _solids_light(scene: Scene, solids: list[Solid], index: Array, points: Array
         if len(mine):
             here, seen_along = points[:, mine], rays[:, mine]
             normals = solid.normals(here)
-            lit = _lit(solids, number, here + _START * normals, lights)
+            lit = np.zeros(len(mine), dtype=np.float32)
+            towards = dot(normals, sun[:, None]) > 0
+            if towards.any():
+                lit[towards] = _lit(solids, number, (here + _START * normals)[:, towards], lights)
             colour[:, mine] = _surface_light(scene, solids, number, here, normals, seen_along, lit, sun)
     return colour
 
@@ -136,7 +140,7 @@ def _lit(solids: list[Solid], number: int, points: Array, lights: Array) -> Arra
     size = np.sqrt(((points - centre[:, None]) ** 2).sum(axis=0).max())
     middle = lights.mean(axis=1)
     for other, blocker in enumerate(solids):
-        if other == number:
+        if other == number or blocker.radius < _CASTS:
             continue
         between = blocker.centre - centre
         along = float(between @ middle)

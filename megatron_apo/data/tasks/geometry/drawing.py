@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from megatron_apo.data.tasks.geometry.layout import Drawing, font
+from megatron_apo.data.tasks.geometry.layout import NAME_SIZE, Drawing, font
 
 _LARGER = 4
 _LINE, _MARK = 1.8, 1.2  # pixels
@@ -55,7 +55,7 @@ def drawn(drawing: Drawing, size: tuple[int, int], style: Style) -> Image.Image:
     picture = large.reduce(_LARGER)
     pen = ImageDraw.Draw(picture)
     for text in drawing.texts:
-        colour = style.ink if text.text.isupper() else style.mark
+        colour = style.ink if text.size == NAME_SIZE else style.mark
         pen.text((text.centre.real, text.centre.imag), text.text, fill=colour, font=font(text.size), anchor="mm")
     return picture
 

@@ -20,10 +20,10 @@ class Problem:
 
     ``asked`` says what would be measured in the figure, for whoever checks the answer: a kind and point names.
 
-        angle ABC         at B, in degrees, below 180      perimeter ABCD    of a polygon
-        length AB                                          area ABCD         of a polygon
-        circumference OA  of the circle about O            disc OA           area of the circle about O
-        arc OAB           length of the sector's arc       sector OAB        area of the sector
+        angle ABC         at B, in degrees, below 180      length AB
+        area ABCD         of a polygon                     circumference OA  of the circle about O
+        disc OA           area of the circle about O       sector OAB        area of the sector
+        arc OAB           length of the sector's arc
 
     ``steps`` lead to the answer. ``mistakes``: values a beginner might give instead, for a multiple-choice form; they
     may hold the answer or repeat. ``values``: the numbers that the problem is made of; with the family they say what a

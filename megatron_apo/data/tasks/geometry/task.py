@@ -7,6 +7,7 @@ its family and numbers: what a test row asks was not in any training row, in wha
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from functools import partial
@@ -131,7 +132,7 @@ def _nearby(answer: Answer, generator: random.Random) -> list[Answer]:
         return [degrees(round(answer.value) + step) for step in generator.sample([-20, -15, -10, 10, 15, 20], 6)]
     steps = generator.sample([1, 2, 3, 4, 5], 5)
     if "pi" in answer.text:
-        return [times_pi(round(answer.value / 3.14159) + step) for step in steps]
+        return [times_pi(round(answer.value / math.pi) + step) for step in steps]
     return [number(round(answer.value) + step) for step in steps]
 
 
