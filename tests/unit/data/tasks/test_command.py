@@ -87,6 +87,16 @@ def test_what_cannot_be_is_one_message(tmp_path: Path, capsys: pytest.CaptureFix
     assert stopped.value.code == 0 and "python -m megatron_apo.data.tasks counting" in capsys.readouterr().out
 
 
+def test_a_changed_byte_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = run("geometry", tmp_path / "task")
+    picture = next((directory / "images").iterdir())
+    stored = bytearray(picture.read_bytes())
+    stored[len(stored) // 2] ^= 1
+    picture.write_bytes(stored)
+    assert main(["geometry", str(directory), *SMALL, "--level", "medium"]) == 2
+    assert "the files of this task were changed" in capsys.readouterr().err
+
+
 def test_the_sheet_shows_the_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = run("geometry", tmp_path / "task")
     sheet = tmp_path / "sheet.png"

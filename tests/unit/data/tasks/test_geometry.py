@@ -222,13 +222,14 @@ def test_levels_choose_families() -> None:
 
 
 def test_rows_of_different_splits_share_no_problem() -> None:
+    """The hard families have few problems each: drawn without regard to splits, they would meet."""
     seen = {}
     for split in ("train", "validation", "test"):
-        rows = [task.draw_row(split, number, seed=3) for number in range(40)]
+        rows = [task.draw_row(split, number, seed=3, level="hard") for number in range(60)]
         seen[split] = {(row.family, row.problem.values) for row in rows}
-        assert len({row.id for row in rows}) == 40 and len(seen[split]) > 35
-        again = task.draw_row(split, 39, seed=3)
-        assert again.question == rows[39].question and again.picture.tobytes() == rows[39].picture.tobytes()
+        assert len({row.id for row in rows}) == 60 and len(seen[split]) > 20
+        again = task.draw_row(split, 59, seed=3, level="hard")
+        assert again.question == rows[59].question and again.picture.tobytes() == rows[59].picture.tobytes()
     assert not seen["train"] & seen["test"] and not seen["train"] & seen["validation"]
     assert not seen["validation"] & seen["test"]
 
@@ -240,6 +241,9 @@ def test_choices_hold_the_answer_once_and_the_grader_tells_them_apart() -> None:
         open_form = task.draw_row("train", number, seed=5)
         options = [option.text for option in row.options]
         assert len(options) == len(set(options)) == 4
+        values = [option.value for option in row.options]
+        assert min(abs(one - other) for one, other in itertools.combinations(values, 2)) > 1e-6
+        assert min(values) > 0 and (row.problem.answer.unit == "" or max(values) < 180)
         right = options["ABCD".index(row.answer)]
         assert right == open_form.answer
         assert f"({row.answer}) {right}" in row.question
