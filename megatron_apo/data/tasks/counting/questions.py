@@ -164,7 +164,8 @@ def _two_groups(asker: Asker) -> tuple[Filter, Filter]:
     if other == one:
         (value,) = one.wanted.values()
         other = Filter({name: asker.generator.choice([word for word in asker.words[name] if word != value])})
-    return one, other
+    # The second is rarer where it was drawn again: without a swap, "A" would be right more often than "B".
+    return (one, other) if asker.generator.random() < 0.5 else (other, one)
 
 
 def difference(asker: Asker) -> Question:

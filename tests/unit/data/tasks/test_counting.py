@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_apo.data.tasks.counting import placement, task
+from megatron_apo.data.tasks.counting import placement, questions, task
 from megatron_apo.data.tasks.counting.camera import HEIGHT, WIDTH, Camera, look
 from megatron_apo.data.tasks.counting.render import SAMPLES, render
 from megatron_apo.data.tasks.counting.scene import (
@@ -200,6 +200,15 @@ def test_answers_are_what_the_words_of_the_question_ask_for() -> None:
     }
     assert len(answers) >= 8 and answers.most_common(1)[0][1] < 0.4 * sum(answers.values())
     assert answers["0"] > 0
+
+
+def test_neither_side_of_a_comparison_is_the_safer_guess() -> None:
+    letters = Counter()
+    for row in rows():
+        generator = random.Random(row.id)
+        asker = questions.Asker(row.scene, generator, shifted=row.id.startswith("shifted"))
+        letters.update(questions.comparison(asker).answer for _ in range(30))
+    assert 0.85 < letters["A"] / letters["B"] < 1.18 and letters["C"] > 50
 
 
 def test_demonstrations_name_every_thing_and_end_with_the_answer() -> None:
