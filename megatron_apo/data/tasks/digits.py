@@ -11,25 +11,22 @@ Everything is a function of the seed: the same arguments write the same bytes.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
+
+from megatron_apo.data.tasks.files import SPLITS, check_split, counted_rows, write_task
 
 WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
 # How a demonstration comes to the sum: digit by digit | all at once | from the left, then again from the right.
 STYLES = ("steps", "straight", "twice")
-SPLITS = ("train", "validation", "test")
 FORMAT_VERSION = 2
 
 IMAGE_HEIGHT = 28  # pixels; multiples of 28 keep their size in Qwen2.5-VL (patches of 14, merged 2 x 2)
@@ -117,11 +114,10 @@ def draw_row(split: str, number: int, *, seed: int, digits: tuple[int, int] = (2
     ``digits`` is the fewest and the most; every count between them is as likely. Each digit is drawn uniformly, then a
     scan of it; its box begins after the one before it ends.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split={split!r}: must be one of {', '.join(SPLITS)}")
+    check_split(split)
     fewest, most = _checked(digits)
     _, labels = _scans()
-    by_digit = _scans_by_digit(split, seed)
+    by_digit = scans_by_digit(split, seed)
     generator = random.Random(f"digits row {seed} {split} {number}")
     count = fewest if fewest == most else generator.randint(fewest, most)
     scans = tuple(generator.choice(by_digit[generator.randrange(10)]) for _ in range(count))
@@ -149,7 +145,8 @@ def _checked(digits: tuple[int, int]) -> tuple[int, int]:
 
 
 @cache
-def _scans_by_digit(split: str, seed: int) -> tuple[tuple[int, ...], ...]:
+def scans_by_digit(split: str, seed: int) -> tuple[tuple[int, ...], ...]:
+    """The split's scans of each digit 0 to 9."""
     _, labels = _scans()
     indices = split_scans(seed)[split]
     return tuple(tuple(index for index in indices if labels[index] == digit) for digit in range(10))
@@ -157,9 +154,14 @@ def _scans_by_digit(split: str, seed: int) -> tuple[tuple[int, ...], ...]:
 
 def render(row: DigitRow) -> Image.Image:
     """The row's image: 8-bit grey, white ink on grey paper."""
+    return picture_of(row.scans, row.corners, width=len(row.scans) * WIDTH_OF_DIGIT)
+
+
+def picture_of(scans: tuple[int, ...], corners: tuple[tuple[int, int], ...], *, width: int) -> Image.Image:
+    """So many pixels of grey paper with each scan at its top left corner (x, y)."""
     ink, _ = _scans()
-    canvas = Image.new("L", (len(row.scans) * WIDTH_OF_DIGIT, IMAGE_HEIGHT), color=PAPER)
-    for scan, corner in zip(row.scans, row.corners, strict=True):
+    canvas = Image.new("L", (width, IMAGE_HEIGHT), color=PAPER)
+    for scan, corner in zip(scans, corners, strict=True):
         levels = np.rint(PAPER + ink[scan] * ((INK - PAPER) / 255)).astype(np.uint8)
         digit = Image.fromarray(levels).resize((DIGIT_SIZE, DIGIT_SIZE), Image.Resampling.BILINEAR)
         canvas.paste(digit, corner)
@@ -202,48 +204,20 @@ def write_digits_task(
     by the row's id. The same task already there is left as it is. Raises ValueError for a row count or a style that
     cannot be, and for a directory that holds anything else, which is not touched.
     """
-    directory = Path(directory)
-    rows = {"train": train_rows, "validation": validation_rows, "test": test_rows}
-    for split, count in rows.items():
-        if count < 1:
-            raise ValueError(f"{split}_rows={count}: must be at least 1")
-    if not 0 <= demonstration_rows <= train_rows:
-        raise ValueError(
-            f"demonstration_rows={demonstration_rows}: must be from 0 to train_rows={train_rows}, for they are "
-            "training rows"
-        )
+    rows = counted_rows(train_rows, validation_rows, test_rows, demonstration_rows)
     if not styles or not set(styles) <= set(STYLES):
         raise ValueError(f"styles={styles}: must be some of {', '.join(STYLES)}")
     settings = _settings(rows, demonstration_rows, seed, _checked(digits), styles)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        _check_same_task(directory, settings)
-        return directory
-
-    # Made beside its place and renamed, so an interrupted run leaves nothing that looks like a task.
-    building = directory.with_name(f".{directory.name}.incomplete")
-    shutil.rmtree(building, ignore_errors=True)
-    (building / "images").mkdir(parents=True)
-    for split, count in rows.items():
-        lines = []
-        drawn = iterate_rows(split, count, seed=seed, digits=digits)
-        for row in tqdm(drawn, total=count, desc=f"drawing {split}", unit="image", delay=2, leave=False, disable=None):
-            written = as_json(row, random.Random(f"digits style {seed} {row.id}").choice(styles))
-            # Stored, not compressed: the file's bytes do not depend on the machine's zlib.
-            render(row).save(building / written["images"][0], compress_level=0)
-            lines.append(json.dumps(written))
-        _write_lines(building / f"{split}.jsonl", lines)
-        if split == "train" and demonstration_rows:
-            _write_lines(building / "demonstrations.jsonl", lines[:demonstration_rows])
-    description = {**settings, "sha256": _content_hash(building)}
-    (building / "task.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    if directory.exists():
-        directory.rmdir()
-    building.rename(directory)
-    return directory
+    draw = partial(_drawn, seed=seed, digits=digits, styles=styles)
+    # A task that names no styles was written before there were any.
+    return write_task(directory, settings, draw, assumed={"styles": ["steps"]}, compress_level=0)
 
 
-def _write_lines(path: Path, lines: list[str]) -> None:
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+def _drawn(
+    split: str, number: int, *, seed: int, digits: tuple[int, int], styles: tuple[str, ...]
+) -> tuple[dict[str, Any], Image.Image]:
+    row = draw_row(split, number, seed=seed, digits=digits)
+    return as_json(row, random.Random(f"digits style {seed} {row.id}").choice(styles)), render(row)
 
 
 def _settings(
@@ -262,32 +236,3 @@ def _settings(
         "paper": PAPER,
         "ink": INK,
     }
-
-
-def _content_hash(directory: Path) -> str:
-    """SHA-256 over the names and bytes of everything but ``task.json``."""
-    digest = hashlib.sha256()
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.name != "task.json":
-            digest.update(f"{path.relative_to(directory).as_posix()}\n{path.stat().st_size}\n".encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _check_same_task(directory: Path, settings: dict[str, Any]) -> None:
-    remedy = "choose another directory, or remove this one"
-    description_file = directory / "task.json"
-    if not description_file.is_file():
-        raise ValueError(f"directory={directory}: holds something that is not a digits task; {remedy}")
-    try:
-        description = json.loads(description_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"directory={directory}: task.json is not readable ({error}); {remedy}") from error
-    # A task that names no styles was written before there were any.
-    found = {"styles": ["steps"], **description} if isinstance(description, dict) else {}
-    different = [key for key, value in settings.items() if found.get(key) != value]
-    if different:
-        shown = ", ".join(f"{key} is {found.get(key)!r}, not {settings[key]!r}" for key in different)
-        raise ValueError(f"directory={directory}: holds another task ({shown}); {remedy}")
-    if found.get("sha256") != _content_hash(directory):
-        raise ValueError(f"directory={directory}: the files of this task were changed since it was made; {remedy}")

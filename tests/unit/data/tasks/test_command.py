@@ -1,0 +1,127 @@
+"""``python -m megatron_apo.data.tasks``: what it writes, whoever draws it, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from megatron_apo.data.rows import read_rows
+from megatron_apo.data.tasks.__main__ import main
+from megatron_apo.data.tasks.files import split_of
+from megatron_apo.data.tasks.sheet import varied
+from megatron_apo.rewards.accuracy import check_gold
+from tests.unit.data.test_digits import all_bytes, rows_of
+
+SMALL = ["--train", "3", "--validation", "1", "--test", "2", "--seed", "7"]
+TASKS = {
+    "sum": ["digits", "--question", "sum"],
+    "comparison": ["digits", "--question", "comparison", "--level", "hard"],
+    "largest": ["digits", "--question", "largest", "--level", "medium"],
+    "counting": ["counting", "--shifted", "1", "--level", "easy"],
+    "geometry": ["geometry", "--level", "medium"],
+    "choices": ["geometry", "--choices"],
+}
+
+
+def run(name: str, directory: Path, *more: str) -> Path:
+    task, *options = TASKS[name]
+    assert main([task, str(directory), *SMALL, *options, *more]) == 0
+    return directory
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_rows_are_read_twice_the_same_and_a_larger_task_begins_with_them(name: str, tmp_path: Path) -> None:
+    first = run(name, tmp_path / "a", "--demonstrations", "2")
+    assert all_bytes(first) == all_bytes(run(name, tmp_path / "b", "--demonstrations", "2"))
+    for split in json.loads((first / "task.json").read_text())["rows"]:
+        for row, raw in zip(
+            read_rows(first / f"{split}.jsonl", "", check_gold), rows_of(first / f"{split}.jsonl"), strict=True
+        ):
+            assert row.demonstration.startswith("<think>")
+            assert row.demonstration.endswith(f"</think><answer>{row.answer}</answer>") and row.category
+            with Image.open(first / raw["images"][0]) as picture:
+                assert picture.width % 28 == 0 and picture.height % 28 == 0
+    larger = run(name, tmp_path / "c", "--train", "5")
+    longer = (larger / "train.jsonl").read_text().splitlines()
+    assert longer[:3] == (first / "train.jsonl").read_text().splitlines()
+    assert rows_of(first / "demonstrations.jsonl") == rows_of(first / "train.jsonl")[:2]
+
+
+def test_several_processes_draw_the_same(tmp_path: Path) -> None:
+    alone = run("geometry", tmp_path / "alone")
+    assert all_bytes(run("geometry", tmp_path / "together", "--workers", "2")) == all_bytes(alone)
+
+
+def test_the_quickstarts_rows_are_the_ones_its_numbers_were_measured_on(tmp_path: Path) -> None:
+    """The SHA-256 of all rows and pictures, of the digits as they were when docs/quickstart.md was written."""
+    from megatron_apo.data.tasks.digits import STYLES, write_digits_task
+
+    size = {"train_rows": 40, "validation_rows": 8, "test_rows": 8, "seed": 0, "demonstration_rows": 16}
+    quickstart = write_digits_task(tmp_path / "two", **size)
+    assert (
+        json.loads((quickstart / "task.json").read_text())["sha256"]
+        == "3437fd6f9f90815445fc37aceca39344560c8fe4320bbb0082f483396a47acd5"
+    )
+    steps = write_digits_task(tmp_path / "steps", **size, digits=(2, 5), styles=STYLES)
+    assert (
+        json.loads((steps / "task.json").read_text())["sha256"]
+        == "f5be7943ea235348424481ad920b107a1654db96df15b717a7ad945c0ca4b7c7"
+    )
+
+
+def test_what_cannot_be_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["counting", str(tmp_path / "x"), "--train", "0"], "train_rows=0: must be at least 1"),
+        (["geometry", str(tmp_path / "x"), "--workers", "0"], "workers=0: must be at least 1"),
+        (["sheet", str(tmp_path / "x"), "out.png"], "does not exist; give a task's directory"),
+    ):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0 and "python -m megatron_apo.data.tasks counting" in capsys.readouterr().out
+
+
+def test_a_changed_byte_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = run("geometry", tmp_path / "task")
+    picture = next((directory / "images").iterdir())
+    stored = bytearray(picture.read_bytes())
+    stored[len(stored) // 2] ^= 1
+    picture.write_bytes(stored)
+    assert main(["geometry", str(directory), *SMALL, "--level", "medium"]) == 2
+    assert "the files of this task were changed" in capsys.readouterr().err
+
+
+def test_the_sheet_shows_the_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = run("geometry", tmp_path / "task")
+    sheet = tmp_path / "sheet.png"
+    assert main(["sheet", str(directory), str(sheet), "--rows", "2", "--columns", "2", "--width", "168"]) == 0
+    with Image.open(sheet) as opened:
+        page = np.asarray(opened.convert("RGB")).astype(int)
+    assert page.shape[1] == 2 * 168 + 3 * 14
+    for place, row in enumerate(rows_of(directory / "test.jsonl")):
+        with Image.open(directory / row["images"][0]) as picture:
+            small = np.asarray(picture.convert("RGB").resize((168, 168), Image.Resampling.LANCZOS)).astype(int)
+        left = 14 + place * (168 + 14)
+        assert (page[16:180, left + 2 : left + 166] == small[2:166, 2:166]).all()
+        assert page[14 + 168 + 4 :, left : left + 168].min() < 120  # the question
+    assert main(["sheet", str(directory), str(sheet), "--rows", "0"]) == 2
+    assert "--rows=0" in capsys.readouterr().err
+
+
+def test_a_sheet_shows_as_many_categories_as_there_are() -> None:
+    rows = [{"category": category, "place": place} for place, category in enumerate("aaabbc")]
+    assert [row["place"] for row in varied(rows, 3)] == [0, 3, 5]
+    assert [row["place"] for row in varied(rows, 5)] == [0, 1, 3, 4, 5]
+
+
+def test_splits_are_of_the_sizes_they_should_be_and_change_with_the_seed() -> None:
+    splits = [split_of(str(problem), seed=0) for problem in range(4000)]
+    assert 0.77 < splits.count("train") / 4000 < 0.83
+    assert 0.08 < splits.count("validation") / 4000 < 0.12
+    assert splits != [split_of(str(problem), seed=1) for problem in range(4000)]
