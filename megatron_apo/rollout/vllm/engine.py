@@ -74,7 +74,7 @@ class VllmEngine:
                 max_tokens=sampling.max_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
-                seed=None if sampling.temperature == 0 else prompt_seed(sampling.seed, position),
+                seed=None if sampling.temperature == 0 else prompt_seed(sampling.seed, sampling.first_position + position),
                 logprobs=0,  # the sampled token's own, nothing more
                 detokenize=False,
             )
