@@ -148,7 +148,9 @@ def read_results(directory: str | Path) -> Evaluation:
     """``results.json``; ValueError when the evaluation has not ended, or the file cannot be understood."""
     path = Path(directory) / RESULTS
     if not path.is_file():
-        raise ValueError(f"{directory}: holds no {RESULTS}; run its evaluate command again, it goes on where it stopped")
+        raise ValueError(
+            f"{directory}: holds no {RESULTS}; run its evaluate command again, it goes on where it stopped"
+        )
     try:
         return evaluation_of(json.loads(path.read_text(encoding="utf-8")))
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -105,9 +105,7 @@ def _draw(
 ) -> Iterator[list[RolloutGroup]]:
     """The responses to the prompts from ``done`` on, ``evaluation.batch`` prompts at a time."""
     sampling = evaluation_sampling(config)
-    progress = tqdm(
-        total=len(prompts), initial=done, desc="evaluating", unit="row", delay=2, leave=False, disable=None
-    )
+    progress = tqdm(total=len(prompts), initial=done, desc="evaluating", unit="row", delay=2, leave=False, disable=None)
     with progress:
         for start in range(done, len(prompts), config.evaluation.batch):
             batch = prompts[start : start + config.evaluation.batch]

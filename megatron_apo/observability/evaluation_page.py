@@ -149,7 +149,7 @@ def _interval_text(interval: Interval | None) -> str:
 
 
 def _accuracies(one: Evaluation) -> str:
-    lines = [("all", one.accuracy, one.accuracy_interval, one.rows)]
+    lines: list[tuple[str, float, Interval | None, int]] = [("all", one.accuracy, one.accuracy_interval, one.rows)]
     if one.responses > one.rows:
         lines += [(f"pass@{k}", share, one.pass_at_k_intervals.get(k), one.rows) for k, share in one.pass_at_k.items()]
         lines.append(("majority", one.majority, one.majority_interval, one.rows))

@@ -115,7 +115,9 @@ def _differing_settings(evaluated: Sequence[Evaluated]) -> str:
     items = []
     for other in evaluated[1:]:
         changed = [
-            line for line in differing(evaluated[0].settings, other.settings) if not line.startswith(("model.", "data."))
+            line
+            for line in differing(evaluated[0].settings, other.settings)
+            if not line.startswith(("model.", "data."))
         ]
         if changed:
             items.append(f"<li><b>{html.escape(other.name)}</b>: {html.escape('; '.join(changed))}</li>")

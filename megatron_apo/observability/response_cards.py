@@ -99,8 +99,9 @@ def card(row: AnsweredRow, tags: Sequence[str], responses: str) -> str:
     """One row: its pictures, question and gold answer, then ``responses`` (HTML). ``tags``: what filters it."""
     pictures = "".join(_picture(image) for image in row.images)
     category = f" · {html.escape(row.category)}" if row.category else ""
+    found = html.escape(json.dumps(list(tags)))
     return (
-        f'<article class="sample" data-tags="{html.escape(json.dumps(list(tags)))}"><div class="pictures">{pictures}</div>'
+        f'<article class="sample" data-tags="{found}"><div class="pictures">{pictures}</div>'
         f'<div><div class="question">{html.escape(row.question)}</div><div class="soft">gold answer '
         f"<b>{html.escape(row.gold)}</b>{category} · {html.escape(row.id)}</div>{responses}</div></article>"
     )

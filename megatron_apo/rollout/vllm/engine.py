@@ -68,17 +68,18 @@ class VllmEngine:
         llm = self._open()
         from vllm import SamplingParams
 
+        first = sampling.first_position
         parameters = [
             SamplingParams(
                 n=sampling.group_size,
                 max_tokens=sampling.max_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
-                seed=None if sampling.temperature == 0 else prompt_seed(sampling.seed, sampling.first_position + position),
+                seed=None if sampling.temperature == 0 else prompt_seed(sampling.seed, position),
                 logprobs=0,  # the sampled token's own, nothing more
                 detokenize=False,
             )
-            for position in range(len(prompts))
+            for position in range(first, first + len(prompts))
         ]
         with random_state_kept(), uncompiled():
             outputs = llm.generate([self._request(prompt) for prompt in prompts], parameters, use_tqdm=False)
