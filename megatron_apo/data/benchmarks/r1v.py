@@ -17,11 +17,16 @@ there says that ``image`` is an Image column and that ``original_question`` and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 from megatron_apo.data.benchmarks.fields import answer_of, picture, text, without_placeholder
+
+# Of the test answers: a unit at the end, some of them in Chinese. "cm^{2}", "cm²" and "cm^2^" all occur.
+_UNIT = re.compile(r"(?P<unit>平方米|厘米|海里|小时|米|秒|cm|mm|km|m)(?P<power>²|\^\{?[23]\}?\^?)?$")
+_UNITS = {"平方米": "m^2", "厘米": "cm", "海里": "nautical miles", "小时": "h", "米": "m", "秒": "s"}
 
 
 def counting_row(record: Mapping[str, Any], place: int) -> dict[str, Any]:
@@ -33,8 +38,28 @@ def counting_row(record: Mapping[str, Any], place: int) -> dict[str, Any]:
 
 
 def geoqa_row(record: Mapping[str, Any], place: int) -> dict[str, Any]:
-    """A row of geometry; the published rows have no categories."""
-    return {**_row(record, place, "geoqa"), "category": ""}
+    """A row of geometry, its answer in LaTeX where it has a root or π; the published rows have no categories."""
+    row = _row(record, place, "geoqa")
+    return {**row, "answer": as_latex(row["answer"]), "category": ""}
+
+
+def as_latex(answer: str) -> str:
+    """A published answer as graders read it: "3√{2}米" is "$3\\sqrt{2}$ m"; others keep their number as it stands.
+
+    The signs √ and π are no LaTeX: left as they are, "3√{2}" would be read as 3 and an answer of 3 be paid.
+    """
+    unit = _UNIT.search(answer)
+    number, told = (answer[: unit.start()], _unit_text(unit)) if unit and unit.start() else (answer, "")
+    if "√" in number or "π" in number:
+        number = number.replace("√", r"\sqrt").replace("π", r"\pi ").strip()
+    if "\\" in number and "$" not in number:
+        number = f"${number}$"
+    return f"{number} {told}".strip()
+
+
+def _unit_text(unit: re.Match[str]) -> str:
+    power = re.sub(r"[^23]", "", (unit["power"] or "").replace("²", "2"))
+    return _UNITS.get(unit["unit"], unit["unit"]) + (f"^{power}" if power else "")
 
 
 def _row(record: Mapping[str, Any], place: int, task: str) -> dict[str, Any]:

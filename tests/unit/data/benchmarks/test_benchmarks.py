@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from megatron_apo.data.benchmarks import row_of, rows_of
+from megatron_apo.data.benchmarks.r1v import as_latex
+from megatron_apo.rewards.accuracy import grade
 
 PNG = b"\x89PNG\r\n\x1a\n..."
 
@@ -139,3 +141,28 @@ def test_the_bad_record_is_named() -> None:
     good = {"image_path": "a.png", "question": "?", "ground_truth": 3}
     with pytest.raises(ValueError, match="record 2: question=None"):
         list(rows_of("r1v_counting", [good, {"image_path": "b.png", "ground_truth": 3}]))
+
+
+@pytest.mark.parametrize(
+    ("published", "latex", "right", "wrong"),
+    [
+        ("140°", "140°", "140", "14"),
+        ("2√{3}", r"$2\sqrt{3}$", r"2\sqrt{3}", "2"),
+        ("√{3}", r"$\sqrt{3}$", r"\sqrt{3}", "3"),
+        ("3√{2}米", r"$3\sqrt{2}$ m", r"3\sqrt{2}", "3"),
+        (r"\frac{4√{3}}{3}m", r"$\frac{4\sqrt{3}}{3}$ m", r"\frac{4}{\sqrt{3}}", r"\frac{4}{3}"),
+        (r"\frac{2}{3}√{3}", r"$\frac{2}{3}\sqrt{3}$", r"\frac{2\sqrt{3}}{3}", r"\frac{2}{3}"),
+        ("6√{3}-9", r"$6\sqrt{3}-9$", r"6\sqrt{3}-9", "6"),
+        ("(√{3}+1)小时", r"$(\sqrt{3}+1)$ h", r"1+\sqrt{3}", "1"),
+        ("12πcm^{2}", r"$12\pi$ cm^2", r"12\pi", "12"),
+        ("3cm²", "3 cm^2", "3", "2"),
+        ("2cm^2^", "2 cm^2", "2", "3"),
+        ("π", r"$\pi$", r"\pi", "3"),
+        ("5平方米", "5 m^2", "5", "2"),
+        (r"\frac{2}{3}", r"$\frac{2}{3}$", "2/3", "2"),
+    ],
+)
+def test_published_roots_are_read_whole(published: str, latex: str, right: str, wrong: str) -> None:
+    record = {"image_path": "a.png", "question": "?", "ground_truth": published}
+    assert row_of("r1v_geoqa", record, 0)["answer"] == as_latex(published) == latex
+    assert (grade(right, latex), grade(wrong, latex)) == ("correct", "wrong")
