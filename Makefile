@@ -46,7 +46,8 @@ eval-env: requirements/eval-environment.txt
 	@test -x $(EVAL)/bin/python || $(PYTHON) -m venv $(EVAL)
 	@pip="$(EVAL)/bin/python -m pip install -qq --disable-pip-version-check"; \
 	    $$pip --dry-run --no-deps "$(TORCH)" >/dev/null 2>&1 && index= || index="--extra-index-url $(TORCH_INDEX)"; \
-	    $$pip $$index "$(TORCH)" --requirement requirements/eval-environment.txt
+	    $$pip $$index "$(TORCH)" --requirement requirements/eval-environment.txt && \
+	    $$pip --no-deps --requirement requirements/eval-grader.txt
 
 quickstart: $(READY)
 	@$(BIN)/python examples/digits/quickstart.py

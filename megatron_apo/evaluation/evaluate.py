@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -15,7 +14,7 @@ from megatron_apo.evaluation.directory import appending, begin, check_place, wri
 from megatron_apo.evaluation.identity import evaluation_settings
 from megatron_apo.evaluation.responses import AnsweredRow, answered_row
 from megatron_apo.evaluation.scoring import Evaluation, evaluate_rows
-from megatron_apo.evaluation.tables import detail_table
+from megatron_apo.evaluation.tables import detail_table, model_name
 from megatron_apo.observability.console import say
 from megatron_apo.observability.evaluation_page import write_evaluation_page
 from megatron_apo.records import Prompt, RolloutGroup
@@ -73,7 +72,7 @@ def evaluate(config: Config, *, output: str | None) -> None:
         result = evaluate_rows(rows, seed=config.run.seed)
         write_results(directory, result)
         say(f"report: {write_evaluation_page(directory)}")
-    print(detail_table(Path(config.model.path).name, result))
+    print(detail_table(model_name(config.model.path), result))
     _check_error_rate(rows, config.rewards.max_error_rate)
 
 

@@ -26,6 +26,7 @@ from megatron_apo.evaluation.published import (
     read_results,
     task_metrics,
 )
+from megatron_apo.evaluation.tables import model_name
 from megatron_apo.observability.console import say
 
 _DESCRIPTION = """Runs the papers' benchmarks by lmms-eval on an exported model, or on one that vLLM already serves, and
@@ -95,7 +96,7 @@ def _run(options: argparse.Namespace) -> None:
     if status:
         raise ValueError(f"lmms-eval ended with status {status}; its own message is above")
     found = read_results(options.output, metrics)
-    shown = options.model.resolve().parent.name + "/" + options.model.name if options.model else name
+    shown = model_name(options.model) if options.model else name
     if names:
         print(benchmark_table(shown, {key: found[BENCHMARKS[key].task] for key in names}))
     if own:

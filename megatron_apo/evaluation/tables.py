@@ -64,6 +64,12 @@ def detail_table(label: str, one: Evaluation) -> str:
     return f"{aligned(lines)}\nresponses: {', '.join(told)}\ntokens of a response: {_lengths(one)}"
 
 
+def model_name(path: str | Path) -> str:
+    """What a checkpoint's directory is called; a run's ``export`` by the run."""
+    path = Path(path).resolve()
+    return path.parent.name if path.name == "export" else path.name
+
+
 def _line(name: str, share: float, interval: tuple[float, float] | None, rows: int | None) -> tuple[str, ...]:
     return name, f"{share:.3f}", _interval(interval) if interval else "", "" if rows is None else str(rows)
 

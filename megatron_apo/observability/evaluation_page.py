@@ -11,6 +11,7 @@ from typing import Any
 from megatron_apo.evaluation.directory import PAGE, read_responses, read_results, read_settings
 from megatron_apo.evaluation.responses import AnsweredRow, Response
 from megatron_apo.evaluation.scoring import Evaluation, Interval
+from megatron_apo.evaluation.tables import model_name
 from megatron_apo.observability.report_charts import interval_bar, nice_ticks
 from megatron_apo.observability.response_cards import (
     MOST_CARDS,
@@ -33,7 +34,7 @@ def write_evaluation_page(directory: str | Path, *, output: str | Path | None = 
     """
     directory = Path(directory)
     settings, result, rows = read_settings(directory), read_results(directory), read_responses(directory)
-    model = Path(settings["model"]["path"]).name
+    model = model_name(settings["model"]["path"])
     body = [
         f"<h1>{html.escape(model)}</h1>",
         f'<p class="soft">Evaluation on {html.escape(Path(settings["data"]["path"]).name)} · {result.rows} rows'
@@ -213,7 +214,7 @@ def _lengths(rows: Sequence[AnsweredRow]) -> str:
                     f'height="{y(low) - y(high):.1f}"/>'
                 )
     return (
-        '<h2>Length</h2><div class="charts"><figure class="chart"><figcaption>Tokens of a response</figcaption>'
+        '<h2>Length</h2><div class="charts single"><figure class="chart"><figcaption>Tokens of a response</figcaption>'
         '<div class="legend"><span class="key"><i class="c2"></i>correct</span>'
         '<span class="key"><i class="c3"></i>not correct</span></div>'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Tokens of a response">{"".join(marks)}</svg>'

@@ -22,6 +22,10 @@ from megatron_apo.observability.evaluation_page import categories_filter, catego
 from megatron_apo.observability.report_charts import interval_bar
 from megatron_apo.observability.response_cards import MOST_CARDS, Filter, card, filters, response_html, write_page
 
+_SHOWN = (
+    0.05  # p up to which a difference is coloured; of few rows the exact test says less than the bootstrap seems to
+)
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -151,7 +155,7 @@ def _bar(result: Evaluation) -> str:
 
 def _table_cells(one: PairedDifference) -> str:
     low, high = (100 * bound for bound in one.interval)
-    told = "" if low <= 0 <= high else ' class="up"' if one.difference > 0 else ' class="down"'
+    told = "" if one.p_value > _SHOWN else ' class="up"' if one.difference > 0 else ' class="down"'
     return (
         f"<td><b{told}>{100 * one.difference:+.1f}</b></td><td>{low:+.1f} to {high:+.1f}</td>"
         f"<td>{_p_text(one.p_value)}</td><td>{one.only_second}</td><td>{one.only_first}</td>"
