@@ -48,6 +48,7 @@ eval-env: requirements/eval-environment.txt
 	    $$pip --dry-run --no-deps "$(TORCH)" >/dev/null 2>&1 && index= || index="--extra-index-url $(TORCH_INDEX)"; \
 	    $$pip $$index "$(TORCH)" --requirement requirements/eval-environment.txt && \
 	    $$pip --no-deps --requirement requirements/eval-grader.txt
+	@$(EVAL)/bin/python -m pip uninstall -qq -y torchvision
 
 quickstart: $(READY)
 	@$(BIN)/python examples/digits/quickstart.py

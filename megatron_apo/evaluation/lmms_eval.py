@@ -139,7 +139,7 @@ def serving(options: argparse.Namespace) -> Iterator[str]:
         raise ValueError(f"--model {options.model}: no config.json there; give a Hugging Face checkpoint")
     port = _free_port()
     server = f"http://127.0.0.1:{port}/v1"
-    command = [sys.executable, "-m", "megatron_apo.rollout.vllm.server", str(options.model)]
+    command = [sys.executable, "-m", "megatron_apo.rollout.vllm.server", "--model", str(options.model)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", options.served_name]
     command += ["--dtype", options.dtype, "--max-model-len", str(options.max_model_len)]
     command += ["--generation-config", "vllm"]  # the checkpoint's own sampling defaults must not slip in

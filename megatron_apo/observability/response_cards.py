@@ -32,7 +32,8 @@ _STYLE = """
 .filters input { flex:1 1 180px; min-width:120px } .filters output { color:var(--soft); font-size:13px }
 .sample { content-visibility:auto; contain-intrinsic-size:auto 220px } .sample[hidden] { display:none }
 .sample .pictures { display:flex; flex-direction:column; gap:8px } .question { white-space:pre-wrap }
-.charts.single { grid-template-columns:minmax(0,640px) } .model { font-weight:600; font-size:13px } .cut { color:var(--soft); font-size:13px }
+.charts.single { grid-template-columns:minmax(0,640px) }
+.model { font-weight:600; font-size:13px } .cut { color:var(--soft); font-size:13px }
 """
 _SCRIPT = """
 const cards = [...document.querySelectorAll("[data-tags]")], shown = document.querySelector("[data-shown]");
