@@ -124,7 +124,7 @@ def lmms_command(python: Path, server: str, name: str, tasks: Sequence[str], opt
 
 def _environment() -> dict[str, str]:
     """lmms-eval's environment: a key that a local server does not look at, and none of this package's paths."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_HUB_OFFLINE")}
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return {"OPENAI_API_KEY": "none", "JUDGE_API_KEY": "none", **kept}
 
 

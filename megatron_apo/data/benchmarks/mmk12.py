@@ -43,7 +43,7 @@ def row(record: Mapping[str, Any], place: int) -> dict[str, Any]:
 
 
 def options(question: str) -> list[str]:
-    """The options' texts where the question ends with a line for each letter from A on; else none."""
+    """The options' texts, all different, where the question ends with a line for each letter from A on; else none."""
     lines = [line for line in question.splitlines() if line.strip()]
     found: list[str] = []
     for line in reversed(lines):
@@ -54,4 +54,5 @@ def options(question: str) -> list[str]:
         if match[1] == "A":
             break
     letters = [match[1] for line in lines[len(lines) - len(found) :] if (match := _OPTION.match(line))]
-    return found if len(found) > 1 and letters == list(_LETTERS[: len(found)]) else []
+    listed = len(found) > 1 and len(set(found)) == len(found) and letters == list(_LETTERS[: len(found)])
+    return found if listed else []

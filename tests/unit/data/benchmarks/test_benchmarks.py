@@ -103,6 +103,7 @@ def test_records_as_rows(name: str, record: dict[str, Any], row: dict[str, Any])
         "Which?\nA. one\nB. two\nChoose well.",
         "Point A. is\nB. here\nA. there",
         "Which? A. one B. two",
+        "Which?\nA. one\nB. one",
     ],
 )
 def test_options_that_are_not_a_line_each_are_no_choices(question: str) -> None:
