@@ -11,7 +11,7 @@ from PIL import Image
 from megatron_apo.data.images import load_image
 
 SIDE = 320  # pixels of the longer side, at most
-TINY = 96  # a picture with no longer side is kept as it is: enlarged by the browser, without blurring
+TINY = 160  # a picture with no longer side is kept as it is: enlarged by the browser, without blurring
 
 
 def thumbnail_uri(path: str | Path, *, sha256: str | None = None, side: int = SIDE) -> tuple[str, bool]:
