@@ -1,6 +1,7 @@
 # Two commands: `make quickstart` and `make test`. Each makes the environment in .venv when it is not there yet.
 
 VENV    ?= .venv
+EVAL    ?= .venv-eval
 PYTHON  ?= $(shell for p in python3.11 python3.12 python3 python; do \
                $$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; \
              done)
@@ -16,13 +17,14 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint env properties layout-properties loss-properties clean-env
+.PHONY: help quickstart test lint env eval-env properties layout-properties loss-properties clean-env
 
 help:
 	@echo "make quickstart   make the environment, then train a small Qwen2.5-VL to read handwriting, on a CPU"
 	@echo "make test         make the environment, then ruff, mypy and the tests"
 	@echo "make lint         ruff and mypy alone"
 	@echo "make env          the environment alone (in $(VENV); about 4 GB)"
+	@echo "make eval-env     lmms-eval's own environment (in $(EVAL)), for tools/published_benchmarks.py"
 	@echo "make properties   random models, inputs and layouts: outputs against transformers, losses against one unsplit"
 	@echo "                  computation (DRAWS=500 of each; layout-properties or loss-properties: one of them alone)"
 	@echo "make clean-env    remove it"
@@ -39,6 +41,14 @@ $(READY): setup.py requirements/cpu-constraints.txt
 	@$(PIP) --dry-run --no-deps "$(TORCH)" >/dev/null 2>&1 && index= || index="--extra-index-url $(TORCH_INDEX)"; \
 	    $(PIP) $$index --constraint requirements/cpu-constraints.txt --editable ".[cpu,demo,dev]"
 	@touch $(READY)
+
+eval-env: requirements/eval-environment.txt
+	@test -x $(EVAL)/bin/python || $(PYTHON) -m venv $(EVAL)
+	@pip="$(EVAL)/bin/python -m pip install -qq --disable-pip-version-check"; \
+	    $$pip --dry-run --no-deps "$(TORCH)" >/dev/null 2>&1 && index= || index="--extra-index-url $(TORCH_INDEX)"; \
+	    $$pip $$index "$(TORCH)" --requirement requirements/eval-environment.txt && \
+	    $$pip --no-deps --requirement requirements/eval-grader.txt
+	@$(EVAL)/bin/python -m pip uninstall -qq -y torchvision
 
 quickstart: $(READY)
 	@$(BIN)/python examples/digits/quickstart.py

@@ -24,7 +24,8 @@ examples:
                                   --objective.name=grpo
   python -m megatron_apo train    --config runs/mine/config.yaml --resume
   python -m megatron_apo evaluate --config runs/quickstart/apo/config.yaml --model runs/quickstart/apo/export \\
-                                  --output test.json
+                                  --output evaluations/trained
+  python -m megatron_apo evaluate --compare evaluations/before evaluations/trained
   python -m megatron_apo report   runs/quickstart/apo
   python -m megatron_apo report   --compare runs/quickstart/apo runs/mine --output comparison.html
   python -m megatron_apo plan     --model Qwen2.5-VL-7B --gpus 8 --memory 80
@@ -90,7 +91,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--config", metavar="FILE", help=settings)
     evaluate.add_argument("--model", metavar="DIR", help="Hugging Face checkpoint (default: model.path)")
     evaluate.add_argument("--data", metavar="FILE", help="rows as JSON lines (default: data.test)")
-    evaluate.add_argument("--output", metavar="FILE", help="JSON file of the results (default: printed alone)")
+    evaluate.add_argument(
+        "--output", metavar="DIR", help="directory that keeps every response; goes on with what was interrupted there"
+    )
+    evaluate.add_argument(
+        "--compare",
+        metavar="DIR",
+        nargs="+",
+        help="instead: these evaluations of the same rows side by side; --output then names the page",
+    )
     from megatron_apo.planning.command import add_arguments
 
     add_arguments(command("plan", "say which layouts of a model fit some GPUs, and what each needs"))
@@ -211,6 +220,9 @@ def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
     from megatron_apo.config_loading import load_config
 
     given = [(options.model, "model.path"), (options.data, "data.test")]
+    if options.compare:
+        _compare_evaluations(options, overrides)
+        return
     overrides = [*overrides, *(f"--{key}={value}" for value, key in given if value is not None)]
     config = load_config(options.config, overrides)
     require(config, "model.path", "data.test")
@@ -226,6 +238,17 @@ def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
         evaluate(config, output=options.output)
     except RewardError as error:
         raise _RunStopped(str(error)) from error
+
+
+def _compare_evaluations(options: argparse.Namespace, overrides: list[str]) -> None:
+    superfluous = [name for name in ("config", "model", "data") if getattr(options, name)] + overrides
+    if superfluous:
+        raise ValueError(f"evaluate --compare: takes no {superfluous[0]}; it reads what the evaluations kept")
+    from megatron_apo.observability.paired_page import comparison_table, read_evaluated, write_comparison_page
+
+    evaluated = read_evaluated(options.compare)
+    print(comparison_table(evaluated))
+    print(f"page: {write_comparison_page(evaluated, options.output or 'comparison.html')}", file=sys.stderr)
 
 
 def _plan(options: argparse.Namespace, overrides: list[str]) -> None:

@@ -203,6 +203,7 @@ class Run:
         if found is None:
             return {}
         result = found[0]
+        self._keep_responses("validation", step, found[1])
         say(f"step {step}: validation accuracy {result.accuracy:.3f} on {result.rows} rows")
         return {"evaluation/accuracy": result.accuracy, "evaluation/response_length": result.mean_length}
 
@@ -212,14 +213,18 @@ class Run:
         if found is None:
             return
         write_evaluations(self.directory.root, {label: found[0]})
+        self._keep_responses(label, 0, found[1])
+        say(f"held-out accuracy {label} training: {found[0].accuracy:.3f} on {found[0].rows} rows")
+
+    def _keep_responses(self, label: str, step: int, groups: Sequence[RolloutGroup]) -> None:
+        """Writes an evaluation's responses, in the form of a step's rollouts, under ``evaluation/``."""
         write_step(
             self.directory.root / "evaluation" / label,
-            0,
-            found[1],
+            step,
+            groups,
             weight_version=self.engine.weight_version if self.engine else 0,
             sampling=evaluation_sampling(self.config),
         )
-        say(f"held-out accuracy {label} training: {found[0].accuracy:.3f} on {found[0].rows} rows")
 
     def costs(self) -> CostModel:
         """What a step spends on sequences and images: the update, and what is scored before it."""

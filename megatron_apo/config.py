@@ -240,6 +240,7 @@ class EvaluationConfig:
     samples: int = 1  # responses per row; more than one needs temperature > 0
     temperature: float = 0.0  # 0: greedy
     limit: int = 0  # rows; 0: all
+    batch: int = 256  # rows drawn at a time; evaluate keeps each batch's responses as soon as it is graded
 
 
 @dataclass(frozen=True)

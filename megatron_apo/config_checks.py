@@ -61,7 +61,7 @@ _CHECKS: list[_Check] = [
     *_at_least(1, "", "rollout.max_num_sequences", "rollout.timeout_seconds", "parallel.timeout_seconds"),
     *_at_least(1, "", "rewards.workers", "training.updates_per_rollout", "training.epochs_per_rollout"),
     *_at_least(1, "", "training.tokens_per_microbatch", "training.logits_chunk_tokens", "training.batch_size"),
-    *_at_least(1, "", "evaluation.samples"),
+    *_at_least(1, "", "evaluation.samples", "evaluation.batch"),
     *_at_least(1, " (1: the first one stops the run)", "training.max_skipped_in_a_row"),
     *_at_least(1, "; the newest is what --resume continues", "run.keep_checkpoints"),
     *_at_least(0, "", "run.seed", "run.threads", "data.min_pixels", "data.max_pixels", "evaluation.limit"),

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from tqdm import tqdm
 
 from megatron_apo.config import Config
 from megatron_apo.data.prompts import PromptBuilder
 from megatron_apo.data.rows import read_rows
-from megatron_apo.evaluation.scoring import Evaluation, evaluate_groups
-from megatron_apo.evaluation.tables import plain_table
+from megatron_apo.evaluation.directory import appending, begin, check_place, write_results
+from megatron_apo.evaluation.identity import evaluation_settings
+from megatron_apo.evaluation.responses import AnsweredRow, answered_row
+from megatron_apo.evaluation.scoring import Evaluation, evaluate_rows
+from megatron_apo.evaluation.tables import detail_table, model_name
+from megatron_apo.observability.console import say
+from megatron_apo.observability.evaluation_page import write_evaluation_page
 from megatron_apo.records import Prompt, RolloutGroup
 from megatron_apo.rewards.accuracy import check_gold
-from megatron_apo.rewards.pool import Scorer
+from megatron_apo.rewards.pool import RewardError, Scorer
 from megatron_apo.rollout.engine import RolloutEngine, SamplingSettings
 
 
@@ -37,47 +42,84 @@ def evaluate_prompts(
     engine: RolloutEngine, scorer: Scorer, prompts: Sequence[Prompt], config: Config
 ) -> tuple[Evaluation, list[RolloutGroup]]:
     """Draws and scores the responses to ``prompts`` as ``config.evaluation`` says (greedy unless told otherwise)."""
-    settings = config.evaluation
-    chosen = prompts[: settings.limit] if settings.limit else prompts
-    drawn = engine.generate(chosen, evaluation_sampling(config))
-    groups = [RolloutGroup(prompt, tuple(rollouts)) for prompt, rollouts in zip(chosen, drawn, strict=True)]
-    scored = scorer.score(groups)
-    return evaluate_groups(scored, seed=config.run.seed), scored
+    drawn = [group for groups in _draw(engine, _chosen(prompts, config), config) for group in groups]
+    scored = scorer.score(drawn)
+    return evaluate_rows([answered_row(group) for group in scored], seed=config.run.seed), scored
 
 
 def evaluate(config: Config, *, output: str | None) -> None:
-    """Evaluates ``model.path`` on ``data.test``; prints a table and writes ``output`` (JSON, every response) if given.
+    """Evaluates ``model.path`` on ``data.test``; prints a table and keeps every response in ``output`` if given.
 
-    Raises ValueError when ``output`` exists: an earlier evaluation is never overwritten.
+    In a directory that holds the beginning of the same evaluation it goes on where that stopped. Raises ValueError for
+    a directory of anything else, and RewardError, with everything written, when more than ``rewards.max_error_rate``
+    of the responses could not be graded.
     """
+    if output is not None:
+        check_place(output)
+    builder = PromptBuilder(config.model.path, config.data)
+    prompts = _chosen(read_prompts(builder, config.data.test, config.data.image_root), config)
+    if output is None:
+        rows = [row for batch in _answers(config, builder, prompts, done=0) for row in batch]
+        result = evaluate_rows(rows, seed=config.run.seed)
+    else:
+        directory = begin(output, evaluation_settings(config, prompts, evaluation_sampling(config)))
+        with appending(directory, prompts, batch=config.evaluation.batch, samples=config.evaluation.samples) as kept:
+            if kept.rows:
+                say(f"{directory}: goes on after {len(kept.rows)} of {len(prompts)} rows")
+            for batch in _answers(config, builder, prompts, done=len(kept.rows)):
+                kept.append(batch)
+            rows = kept.rows
+        result = evaluate_rows(rows, seed=config.run.seed)
+        write_results(directory, result)
+        say(f"report: {write_evaluation_page(directory)}")
+    print(detail_table(model_name(config.model.path), result))
+    _check_error_rate(rows, config.rewards.max_error_rate)
+
+
+def _chosen(prompts: Sequence[Prompt], config: Config) -> Sequence[Prompt]:
+    return prompts[: config.evaluation.limit] if config.evaluation.limit else prompts
+
+
+def _answers(
+    config: Config, builder: PromptBuilder, prompts: Sequence[Prompt], *, done: int
+) -> Iterator[list[AnsweredRow]]:
+    """The answered rows from ``done`` on, batch by batch; no engine is started when none is left."""
     from megatron_apo.rollout.build import build_engine
 
-    if output is not None and Path(output).exists():
-        raise ValueError(f"--output {output}: exists already; give another name or move it away")
-    if output is not None and not Path(output).parent.is_dir():
-        raise ValueError(f"--output {output}: no directory {Path(output).parent}; make it first")
-    builder = PromptBuilder(config.model.path, config.data)
-    prompts = read_prompts(builder, config.data.test, config.data.image_root)
-    engine = build_engine(config, builder.forbidden_token_ids, in_process=True)
+    if done >= len(prompts):
+        return
+    most_images = max(len(prompt.images) for prompt in prompts)
+    engine = build_engine(config, builder.forbidden_token_ids, in_process=True, max_images=max(1, most_images))
     try:
-        with Scorer(config.rewards) as scorer:
-            result, groups = evaluate_prompts(engine, scorer, prompts, config)
+        # An answer that cannot be graded must not lose the others: the share of errors is looked at in the end.
+        with Scorer(replace(config.rewards, max_error_rate=1.0)) as scorer:
+            for groups in _draw(engine, prompts, config, done=done):
+                yield [answered_row(group) for group in scorer.score(groups)]
     finally:
         engine.close()
-    print(plain_table({Path(config.model.path).name: result}))
-    if output is not None:
-        responses = [
-            {
-                "id": group.prompt.id,
-                "question": group.prompt.question,
-                "gold": group.prompt.gold,
-                "response": rollout.text,
-                "outcome": score.outcome,
-            }
-            for group in groups
-            for rollout, score in zip(group.rollouts, group.scores, strict=True)
-        ]
-        Path(output).write_text(
-            json.dumps({"evaluation": asdict(result), "responses": responses}, indent=2, ensure_ascii=False),
-            encoding="utf-8",
+
+
+def _draw(
+    engine: RolloutEngine, prompts: Sequence[Prompt], config: Config, *, done: int = 0
+) -> Iterator[list[RolloutGroup]]:
+    """The responses to the prompts from ``done`` on, ``evaluation.batch`` prompts at a time."""
+    sampling = evaluation_sampling(config)
+    progress = tqdm(total=len(prompts), initial=done, desc="evaluating", unit="row", delay=2, leave=False, disable=None)
+    with progress:
+        for start in range(done, len(prompts), config.evaluation.batch):
+            batch = prompts[start : start + config.evaluation.batch]
+            drawn = engine.generate(batch, replace(sampling, first_position=start))
+            yield [RolloutGroup(prompt, tuple(rollouts)) for prompt, rollouts in zip(batch, drawn, strict=True)]
+            progress.update(len(batch))
+
+
+def _check_error_rate(rows: Sequence[AnsweredRow], most: float) -> None:
+    """RewardError when more than ``most`` of the responses could not be graded."""
+    errors = [(row.id, one.answer) for row in rows for one in row.responses if one.outcome == "grader_error"]
+    responses = sum(len(row.responses) for row in rows)
+    if len(errors) > most * responses:
+        raise RewardError(
+            f"{len(errors)} of {responses} responses could not be graded, more than rewards.max_error_rate={most:g} "
+            f"allows: the accuracy is too low by up to as many. For example row {errors[0][0]!r}, answer "
+            f"{(errors[0][1] or '')[:80]!r}"
         )

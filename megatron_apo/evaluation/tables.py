@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,29 +33,65 @@ def read_evaluations(run_dir: str | Path) -> dict[str, Evaluation]:
     if not path.exists():
         return {}
     try:
-        return {label: _evaluation(entry) for label, entry in json.loads(path.read_text()).items()}
+        return {label: evaluation_of(entry) for label, entry in json.loads(path.read_text()).items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not an evaluations file ({error!r}); evaluate again to write it anew") from error
 
 
 def plain_table(evaluations: Mapping[str, Evaluation]) -> str:
     """The evaluations under one another, for a terminal."""
-    header = ("", "accuracy", "95 % interval", "format", "length", "rows", "responses")
-    lines = [header]
+    lines = [("", "accuracy", "95 % interval", "format", "length", "rows", "responses")]
     for label, one in evaluations.items():
-        low, high = one.accuracy_interval
-        lines.append(
-            (
-                label,
-                f"{one.accuracy:.3f}",
-                f"{low:.3f} to {high:.3f}",
-                f"{one.format:.3f}",
-                f"{one.mean_length:.1f}",
-                str(one.rows),
-                str(one.responses),
-            )
-        )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+        numbers = (f"{one.format:.3f}", f"{one.mean_length:.1f}", str(one.rows), str(one.responses))
+        lines.append((label, f"{one.accuracy:.3f}", _interval(one.accuracy_interval), *numbers))
+    return aligned(lines)
+
+
+def detail_table(label: str, one: Evaluation) -> str:
+    """Everything one evaluation says, for a terminal: by k and by category, with intervals, and what went wrong."""
+    lines = [(label, "accuracy", "95 % interval", "rows"), _line("all", one.accuracy, one.accuracy_interval, one.rows)]
+    samples = one.responses // one.rows
+    if samples > 1:
+        lines += [_line(f"pass@{k}", one.pass_at_k[k], one.pass_at_k_intervals.get(k), one.rows) for k in one.pass_at_k]
+        lines.append(_line(f"majority of {samples}", one.majority, one.majority_interval, one.rows))
+    lines += [
+        _line(category, share, one.category_intervals.get(category), one.category_rows.get(category))
+        for category, share in one.by_category.items()
+    ]
+    shares = (("format", one.format), ("no answer", one.no_answer), ("cut off", one.truncated))
+    told = [f"{name} {share:.3f}" for name, share in shares]
+    told.append(f"grader errors {one.grader_errors} of {one.responses}")
+    return f"{aligned(lines)}\nresponses: {', '.join(told)}\ntokens of a response: {_lengths(one)}"
+
+
+def model_name(path: str | Path) -> str:
+    """What a checkpoint's directory is called; a run's ``export`` by the run."""
+    path = Path(path).resolve()
+    return path.parent.name if path.name == "export" else path.name
+
+
+def _line(name: str, share: float, interval: tuple[float, float] | None, rows: int | None) -> tuple[str, ...]:
+    return name, f"{share:.3f}", _interval(interval) if interval else "", "" if rows is None else str(rows)
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.3f} to {interval[1]:.3f}"
+
+
+def _lengths(one: Evaluation) -> str:
+    lengths = (
+        ("mean", one.mean_length),
+        ("of correct ones", one.mean_length_correct),
+        ("of the others", one.mean_length_wrong),
+        ("median", one.median_length),
+        ("95 % are at most", one.length_95),
+    )
+    return ", ".join(f"{name} {value:.1f}" for name, value in lengths if value is not None)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Cells as columns, the first to the left, the others to the right."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(
             cell.ljust(width) if column == 0 else cell.rjust(width)
@@ -65,7 +101,18 @@ def plain_table(evaluations: Mapping[str, Evaluation]) -> str:
     )
 
 
-def _evaluation(entry: dict[str, Any]) -> Evaluation:
-    low, high = entry["accuracy_interval"]
-    pass_at_k = {int(k): float(share) for k, share in entry.get("pass_at_k", {}).items()}
-    return Evaluation(**{**entry, "accuracy_interval": (float(low), float(high)), "pass_at_k": pass_at_k})
+def evaluation_of(entry: dict[str, Any]) -> Evaluation:
+    """The inverse of ``dataclasses.asdict`` after JSON; raises what a malformed entry raises."""
+    read = dict(entry)
+    read["accuracy_interval"] = _pair(read["accuracy_interval"])
+    if read.get("majority_interval") is not None:
+        read["majority_interval"] = _pair(read["majority_interval"])
+    read["pass_at_k"] = {int(k): float(share) for k, share in read.get("pass_at_k", {}).items()}
+    read["pass_at_k_intervals"] = {int(k): _pair(one) for k, one in read.get("pass_at_k_intervals", {}).items()}
+    read["category_intervals"] = {name: _pair(one) for name, one in read.get("category_intervals", {}).items()}
+    return Evaluation(**read)
+
+
+def _pair(interval: Sequence[float]) -> tuple[float, float]:
+    low, high = interval
+    return float(low), float(high)

@@ -16,7 +16,7 @@ from megatron_apo.evaluation.scoring import Evaluation
 from megatron_apo.evaluation.tables import read_evaluations
 from megatron_apo.observability.alarms import WATCHED, Ring, rings
 from megatron_apo.observability.curves import VALIDATION_ACCURACY, curve, write_curves_png
-from megatron_apo.observability.report_charts import Series, line_chart, stacked_chart
+from megatron_apo.observability.report_charts import Series, interval_bar, line_chart, stacked_chart
 from megatron_apo.observability.report_samples import sample_sections
 from megatron_apo.observability.report_style import SCRIPT, STYLE
 from megatron_apo.observability.writers import read_metrics
@@ -233,7 +233,7 @@ def _evaluation_table(evaluations: Mapping[str, Evaluation]) -> str:
         low, high = one.accuracy_interval
         rows.append(
             f"<tr><td><b>{html.escape(label)}</b></td><td><b>{100 * one.accuracy:.1f} %</b></td>"
-            f"<td>{100 * low:.1f} to {100 * high:.1f}</td><td class=bar>{_interval_bar(one.accuracy, low, high)}</td>"
+            f"<td>{100 * low:.1f} to {100 * high:.1f}</td><td class=bar>{interval_bar(one.accuracy, low, high)}</td>"
             f"<td>{100 * one.format:.1f} %</td><td>{one.mean_length:.1f}</td><td>{one.rows}</td>"
             f"<td>{one.responses}</td></tr>"
         )
@@ -272,18 +272,6 @@ def _steps(ring: Ring, metrics: Metrics) -> str:
     if ring.stopped:
         return f"stopped the run after {ring.last}"
     return f"{ring.first} to {ring.last}" + (", still ringing" if ring.last == metrics[-1]["step"] else "")
-
-
-def _interval_bar(value: float, low: float, high: float) -> str:
-    """Accuracy on a scale from 0 to 1 as a bar, with its interval as a whisker."""
-    x = [4 + 292 * share for share in (value, low, high)]
-    return (
-        '<svg class="c1" viewBox="0 0 300 22" role="img" aria-hidden="true">'
-        '<path d="M4 11H296" stroke="var(--line)" stroke-width="8" stroke-linecap="round"/>'
-        f'<path d="M4 11H{x[0]:.1f}" stroke="var(--c)" stroke-width="8" stroke-linecap="round"/>'
-        f'<path d="M{x[1]:.1f} 3V19M{x[1]:.1f} 11H{x[2]:.1f}M{x[2]:.1f} 3V19" stroke="var(--text)" stroke-width="1.5"/>'
-        "</svg>"
-    )
 
 
 def _charts(metrics: Metrics) -> str:

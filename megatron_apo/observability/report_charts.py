@@ -84,6 +84,18 @@ def stacked_chart(title: str, series: Sequence[Series], *, note: str = "") -> st
     return _figure(title, note, plot, "".join(marks), series)
 
 
+def interval_bar(value: float, low: float, high: float) -> str:
+    """Accuracy on a scale from 0 to 1 as a bar, with its interval as a whisker."""
+    x = [4 + 292 * share for share in (value, low, high)]
+    return (
+        '<svg class="c1" viewBox="0 0 300 22" role="img" aria-hidden="true">'
+        '<path d="M4 11H296" stroke="var(--line)" stroke-width="8" stroke-linecap="round"/>'
+        f'<path d="M4 11H{x[0]:.1f}" stroke="var(--c)" stroke-width="8" stroke-linecap="round"/>'
+        f'<path d="M{x[1]:.1f} 3V19M{x[1]:.1f} 11H{x[2]:.1f}M{x[2]:.1f} 3V19" stroke="var(--text)" stroke-width="1.5"/>'
+        "</svg>"
+    )
+
+
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About ``count`` round numbers (1, 2, 2.5 or 5 times a power of ten apart) that enclose [low, high]."""
     if high - low <= 1e-12 * max(1.0, abs(low), abs(high)):

@@ -26,7 +26,7 @@ LAST_SHARE = 0.1  # of the steps: what a run ends at is their mean
 # Settings that make no difference to what a run learns.
 _ASIDE = (
     *("run.directory", "run.seed", "run.save_every", "run.keep_checkpoints", "run.evaluate_every", "run.threads"),
-    "logging.",
+    *("evaluation.batch", "logging."),
 )
 
 

@@ -20,13 +20,14 @@ def open_image(image: PromptImage) -> Image:
     return load_image(image.path, sha256=image.sha256)
 
 
-def engine_settings(config: Config, forbidden_token_ids: Sequence[int]) -> EngineSettings:
-    """What an engine is built from."""
+def engine_settings(config: Config, forbidden_token_ids: Sequence[int], *, max_images: int = 1) -> EngineSettings:
+    """What an engine is built from; ``max_images`` of one prompt."""
     return EngineSettings(
         model=config.model.path,
         dtype=config.model.dtype,
         forbidden_token_ids=tuple(forbidden_token_ids),
         max_model_len=config.data.max_prompt_tokens + config.sampling.max_tokens,
+        max_images=max_images,
         memory_gib=config.rollout.kv_cache_gib,
         gpu_memory_utilization=config.rollout.gpu_memory_utilization,
         seed=config.run.seed,
@@ -36,11 +37,13 @@ def engine_settings(config: Config, forbidden_token_ids: Sequence[int]) -> Engin
     )
 
 
-def build_engine(config: Config, forbidden_token_ids: Sequence[int], *, in_process: bool) -> RolloutEngine:
+def build_engine(
+    config: Config, forbidden_token_ids: Sequence[int], *, in_process: bool, max_images: int = 1
+) -> RolloutEngine:
     """Starts the engine; ``in_process`` is only right for a job of one rank."""
     if config.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ValueError("rollout.engine=vllm: vLLM is not installed; install it, or use rollout.engine: transformers")
-    settings = engine_settings(config, forbidden_token_ids)
+    settings = engine_settings(config, forbidden_token_ids, max_images=max_images)
     if not in_process:
         from megatron_apo.rollout.process import EngineProcess
 

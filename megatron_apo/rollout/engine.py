@@ -16,7 +16,8 @@ class SamplingSettings:
     """How responses are drawn. ``temperature`` 0 means greedy (then ``group_size`` must be 1).
 
     ``seed`` is the base of the per-response seeds: response i of prompt p of a call uses a seed derived from
-    (seed, p's position in the call, i), so the same call gives the same responses.
+    (seed, p's position, i), so the same call gives the same responses. Positions count from ``first_position``: who
+    draws a long list call by call gives the place of the call's first prompt in it, and the cuts change no seed.
     """
 
     group_size: int
@@ -24,6 +25,7 @@ class SamplingSettings:
     temperature: float
     top_p: float = 1.0
     seed: int = 0
+    first_position: int = 0
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,6 @@ def check_prompt_ids(prompt: Prompt, engine_ids: Sequence[int]) -> None:
 
 
 def prompt_seed(seed: int, position: int) -> int:
-    """Base seed of the prompt at ``position`` of a call: response i draws with this + i. At most 62 bits."""
+    """Base seed of the prompt at ``position``, ``first_position`` counted: response i draws with this + i. 62 bits."""
     digest = hashlib.sha256(f"{seed}/{position}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 2

@@ -211,7 +211,7 @@ class TransformersEngine:
     def _uniforms(self, prompts: int, first: int, sampling: SamplingSettings) -> torch.Tensor:
         """One float64 draw in [0, 1) per response and step [R, max_tokens], each response with its own seed."""
         rows = []
-        for position in range(first, first + prompts):
+        for position in range(sampling.first_position + first, sampling.first_position + first + prompts):
             base = prompt_seed(sampling.seed, position)
             for index in range(sampling.group_size):
                 generator = torch.Generator().manual_seed(base + index)

@@ -72,11 +72,11 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "results_taken": (
         ["evaluate", "--data={root}/no_demonstration.jsonl", "--output={root}/good.yaml"],
-        r"--output .*/good.yaml: exists already; give another name",
+        r"--output .*/good.yaml: exists already and is no evaluation's directory; give another name",
     ),
     "results_nowhere": (
-        ["evaluate", "--data={root}/no_demonstration.jsonl", "--output={root}/absent/results.json"],
-        r"--output .*/results.json: no directory .*/absent; make it first",
+        ["evaluate", "--data={root}/no_demonstration.jsonl", "--output={root}/absent/evaluation"],
+        r"--output .*/evaluation: no directory .*/absent; make it first",
     ),
     "resumed_otherwise": (
         ["--resume", "--run.directory={root}/taken", "--optimizer.learning_rate=0.5", "--sampling.max_tokens=15"],

@@ -188,6 +188,12 @@ def test_responses_are_complete_and_reproducible(engine: RolloutEngine, prompts:
             assert rollout.weight_version == engine.weight_version
 
 
+def test_a_list_drawn_in_two_calls_is_drawn_alike(engine: RolloutEngine, prompts: list[Prompt]) -> None:
+    whole = [[rollout.token_ids for rollout in group] for group in engine.generate(prompts, SAMPLING)]
+    rest = engine.generate(prompts[7:], dataclasses.replace(SAMPLING, first_position=7))
+    assert [[rollout.token_ids for rollout in group] for group in rest] == whole[7:]
+
+
 def test_a_response_ends_with_the_end_token(
     engine: RolloutEngine, prompts: list[Prompt], builder: PromptBuilder
 ) -> None:

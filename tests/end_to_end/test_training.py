@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from megatron_apo.config import DataConfig, OptimizerConfig
 from megatron_apo.data.prompts import PromptBuilder
+from megatron_apo.evaluation.directory import read_responses, read_results
 from megatron_apo.records import Prompt, RolloutGroup
 from megatron_apo.rollout.engine import SamplingSettings
 from megatron_apo.rollout.record_files import read_step, write_step
@@ -238,14 +239,20 @@ def test_transformers_loads_the_export_with_the_engines_logprobs(trained: Path) 
 
 
 def test_vllm_loads_the_export_and_answers_the_same(trained: Path, config: Path, root: Path) -> None:
-    result = root / "evaluated.json"
-    words = ["--model", str(trained / "export"), "--output", str(result)]
+    words = ["--model", str(trained / "export"), "--output", str(root / "evaluated")]
     shown = command("evaluate", "--config", str(config), *words).stdout
-    found = json.loads(result.read_text())
     after = read_step(trained / "evaluation" / "after", 0)
-    assert [r["response"] for r in found["responses"]] == [g.rollouts[0].text for g in after]
+    assert [row.responses[0].text for row in read_responses(root / "evaluated")] == [g.rollouts[0].text for g in after]
     accuracy = json.loads((trained / "evaluations.json").read_text())["after"]["accuracy"]
-    assert found["evaluation"]["accuracy"] == accuracy and f"{accuracy:.3f}" in shown
+    assert read_results(root / "evaluated").accuracy == accuracy and f"{accuracy:.3f}" in shown
+
+
+def test_validation_responses_are_kept(trained: Path) -> None:
+    for step in (2, 4):
+        groups = read_step(trained / "evaluation" / "validation", step)
+        correct = [group.scores[0].correct for group in groups]
+        measured = next(one for one in steps_of(trained) if one["step"] == step)["evaluation/accuracy"]
+        assert len(groups) == 16 and sum(correct) / 16 == measured
 
 
 def test_a_resumed_run_is_the_whole_run_bit_for_bit(trained: Path, resumed: Path) -> None:

@@ -48,14 +48,14 @@ class VllmEngine:
         self._load_image = load_image
         self._weight_version = 0
         self._llm: Any = None
-        architectures = _architectures(settings.model)
+        architectures = architectures_of(settings.model)
         prepare_environment()
         register_missing_operators()
         guest = default_process_group() is not None
         with process_kept(), uncompiled():
             from vllm import LLM
 
-            _inspect_models_here(architectures)
+            inspect_models_here(architectures)
             self._llm = LLM(**_engine_arguments(settings), **self._more_arguments())
         self._own_group = None if guest else default_process_group()
 
@@ -68,6 +68,7 @@ class VllmEngine:
         llm = self._open()
         from vllm import SamplingParams
 
+        first = sampling.first_position
         parameters = [
             SamplingParams(
                 n=sampling.group_size,
@@ -78,7 +79,7 @@ class VllmEngine:
                 logprobs=0,  # the sampled token's own, nothing more
                 detokenize=False,
             )
-            for position in range(len(prompts))
+            for position in range(first, first + len(prompts))
         ]
         with random_state_kept(), uncompiled():
             outputs = llm.generate([self._request(prompt) for prompt in prompts], parameters, use_tqdm=False)
@@ -152,7 +153,7 @@ class VllmEngine:
         return text
 
 
-def _inspect_models_here(architectures: Sequence[str]) -> None:
+def inspect_models_here(architectures: Sequence[str]) -> None:
     """Gives vLLM the model's class, which it would otherwise import in a child process just to look at it.
 
     That child takes seconds, and knows nothing of ``register_missing_operators``.
@@ -166,7 +167,7 @@ def _inspect_models_here(architectures: Sequence[str]) -> None:
         ModelRegistry.register_model(architecture, registered.load_model_cls())
 
 
-def _architectures(model: str) -> list[str]:
+def architectures_of(model: str) -> list[str]:
     path = Path(model) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from megatron_apo.evaluation.responses import answered_row
 from megatron_apo.evaluation.scoring import (
-    accuracy_by_category,
+    accuracies_by_category,
     bootstrap_interval,
-    evaluate_groups,
+    evaluate_rows,
     majority_correct,
     pass_at_k,
 )
-from megatron_apo.records import Outcome, Prompt, Rollout, RolloutGroup, Score
-
-
-def group(name: str, outcomes: str, answers: list[str] | None = None, category: str = "") -> RolloutGroup:
-    """``outcomes``: c correct, w wrong, n no answer, e grader error; response i is i + 1 tokens long."""
-    kinds: dict[str, Outcome] = {"c": "correct", "w": "wrong", "n": "no_answer", "e": "grader_error"}
-    prompt = Prompt(name, (1,), (1,), (), "?", "13", category=category)
-    answers = answers or ["<answer>13</answer>"] * len(outcomes)
-    rollouts = tuple(
-        Rollout(name, i, (2,) * (i + 1), (0.0,) * (i + 1), text, "stop", 0) for i, text in enumerate(answers)
-    )
-    scores = tuple(Score(1.0, {"accuracy": float(o == "c"), "format": float(o != "n")}, kinds[o]) for o in outcomes)
-    return RolloutGroup(prompt, rollouts, scores)
+from megatron_apo.records import RolloutGroup
+from tests.unit.evaluation.rows import group, row
 
 
 def test_pass_at_k_by_hand() -> None:
@@ -37,14 +27,19 @@ def test_pass_at_k_by_hand() -> None:
 
 
 def test_evaluation_by_hand() -> None:
-    result = evaluate_groups([group("a", "cw"), group("b", "cc"), group("c", "ne"), group("d", "ww")])
+    result = evaluate_rows([row("a", "cw"), row("b", "cc"), row("c", "ne"), row("d", "ww", cut=True)])
     assert result.accuracy == pytest.approx(1.5 / 4)
     assert result.format == pytest.approx(7 / 8)
     assert (result.rows, result.responses, result.grader_errors) == (4, 8, 1)
     assert result.mean_length == pytest.approx(1.5)
     assert result.pass_at_k == {1: pytest.approx(1.5 / 4), 2: pytest.approx(2 / 4)}
+    assert (result.no_answer, result.truncated) == (1 / 8, 2 / 8)
+    assert (result.median_length, result.length_95) == (1.5, 2.0)
+    assert result.mean_length_correct == pytest.approx(4 / 3)  # 1 of row a, 1 and 2 of row b
+    assert result.mean_length_wrong == pytest.approx(8 / 5)
     low, high = result.accuracy_interval
     assert 0.0 <= low < result.accuracy < high <= 1.0
+    assert result.pass_at_k_intervals[1] == result.accuracy_interval
 
 
 def test_bootstrap_is_seeded_and_close_to_the_normal_interval() -> None:
@@ -61,21 +56,31 @@ def test_majority() -> None:
     def text(answer: str) -> str:
         return f"<answer>{answer}</answer>"
 
-    assert majority_correct(group("a", "ccw", [text("13"), text("13.0"), text("12")])) == 1.0
-    assert majority_correct(group("a", "cww", [text("13"), text("12"), text("12")])) == 0.0
-    assert majority_correct(group("a", "cww", [text("13"), text("12"), text("11")])) == pytest.approx(1 / 3)
-    assert majority_correct(group("a", "cnn", [text("13"), "", ""])) == 1.0
-    assert majority_correct(group("a", "nn", ["", ""])) == 0.0
+    assert majority_correct(row("a", "ccw", [text("13"), text("13.0"), text("12")])) == 1.0
+    assert majority_correct(row("a", "cww", [text("13"), text("12"), text("12")])) == 0.0
+    assert majority_correct(row("a", "cww", [text("13"), text("12"), text("11")])) == pytest.approx(1 / 3)
+    assert majority_correct(row("a", "cnn", [text("13"), "", ""])) == 1.0
+    assert majority_correct(row("a", "nn", ["", ""])) == 0.0
 
 
 def test_by_category() -> None:
-    groups = [group("a", "cw", category="sum"), group("b", "cc", category="sum"), group("c", "ww", category="count")]
-    assert accuracy_by_category([*groups, group("d", "cc")]) == {"count": 0.0, "sum": 0.75}
+    rows = [row("a", "cw", category="sum"), row("b", "cc", category="sum"), row("c", "ww", category="count")]
+    rows.append(row("d", "cc"))
+    assert accuracies_by_category(rows) == {"count": [0.0], "sum": [0.5, 1.0]}
+    result = evaluate_rows(rows)
+    assert result.by_category == {"count": 0.0, "sum": 0.75}
+    assert result.category_rows == {"count": 1, "sum": 2}
+    assert result.category_intervals == {"count": (0.0, 0.0), "sum": (0.5, 1.0)}
+
+
+def test_lengths_of_no_response_are_none() -> None:
+    assert evaluate_rows([row("a", "cc")]).mean_length_wrong is None
+    assert evaluate_rows([row("a", "ww")]).mean_length_correct is None
 
 
 def test_nothing_to_evaluate_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing to evaluate"):
-        evaluate_groups([])
+        evaluate_rows([])
     unscored = group("a", "cw")
     with pytest.raises(ValueError, match="row 'a': 0 scores for 2"):
-        evaluate_groups([RolloutGroup(unscored.prompt, unscored.rollouts)])
+        answered_row(RolloutGroup(unscored.prompt, unscored.rollouts))

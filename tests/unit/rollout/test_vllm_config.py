@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_apo.rollout.vllm.engine import _architectures
+from megatron_apo.rollout.vllm.engine import architectures_of
 
 
 @pytest.mark.parametrize(
@@ -21,9 +21,9 @@ from megatron_apo.rollout.vllm.engine import _architectures
 def test_a_damaged_config_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        _architectures(str(tmp_path))
+        architectures_of(str(tmp_path))
 
 
 def test_the_architectures_are_those_of_the_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["Qwen2VLForConditionalGeneration"]}')
-    assert _architectures(str(tmp_path)) == ["Qwen2VLForConditionalGeneration"]
+    assert architectures_of(str(tmp_path)) == ["Qwen2VLForConditionalGeneration"]
