@@ -52,6 +52,7 @@ class Prompt:
     gold: str
     demonstration: str = ""
     category: str = ""
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
