@@ -197,7 +197,8 @@ def _pictures() -> dict[str, tuple[bytes, str]]:
     noise = Image.effect_noise((200, 200), 90)
     whole = {kind: _encoded(noise, kind) for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")}
     cases = {f"half_{kind}": (data[: len(data) // 2], "truncated or damaged") for kind, data in whole.items()}
-    cases |= {f"start_{kind}": (data[:7], "format that is read") for kind, data in whole.items() if kind != "BMP"}
+    cases |= {f"start_{kind}": (data[:7], "format that is read") for kind, data in whole.items() if kind[0] not in "BJ"}
+    cases["start_JPEG"] = (whole["JPEG"][:7], "truncated or damaged")
     for kind in ("PPM", "ICO", "TGA", "PCX", "SGI"):
         cases[kind] = (_encoded(noise.resize((64, 64)).convert("RGB"), kind), "format")
     flipped = bytearray(whole["PNG"])
