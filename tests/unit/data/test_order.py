@@ -35,6 +35,12 @@ def test_refills_draw_from_what_a_step_does_not_take() -> None:
     assert PromptStream(2, 5, seed=0).spare(0) == []
 
 
+def test_the_order_of_a_seed_stays_what_it_was() -> None:
+    """A run that is resumed after an update of this package goes on in its order."""
+    stream = PromptStream(7, 3, seed=0)
+    assert stream.indices(0) == [0, 6, 1] and stream.indices(2) == [2, 2, 0] and stream.spare(1) == [1, 6, 0, 2]
+
+
 def test_files_without_weights_are_one() -> None:
     for step in range(4):
         assert PromptStream((3, 4), 3, seed=1).indices(step) == PromptStream(7, 3, seed=1).indices(step)
