@@ -68,26 +68,19 @@ class ImageExaminers:
 
     def _batch(self, paths: Sequence[str]) -> list[Examined]:
         examiner = self._idle.get()
+        found: list[Examined] = []
         try:
-            examiner, found = _asked(examiner, paths)
-            if found is not None:
-                return found
-            if len(paths) == 1:
-                return [f"image {paths[0]}: examining it ended its process, or took {SECONDS:.0f} s; remove its row"]
-            alone: list[Examined] = []  # one of them did it
-            for path in paths:
-                examiner, found = _asked(examiner, [path])
-                alone += found or [f"image {path}: examining it ended its process, or took {SECONDS:.0f} s; remove it"]
-            return alone
+            while len(found) < len(paths):
+                examiner = examiner or _Examiner()
+                found += examiner.ask(paths[len(found) :])
+                if len(found) < len(paths):  # it did not come further than this one
+                    examiner.end()
+                    examiner = None
+                    reason = f"examining it ended its process, or took {SECONDS:g} s; remove its row"
+                    found.append(f"image {paths[len(found)]}: {reason}")
         finally:
             self._idle.put(examiner)
-
-
-def _asked(examiner: _Examiner | None, paths: Sequence[str]) -> tuple[_Examiner | None, list[Examined] | None]:
-    """The examiner to ask next (None: a new one) and its answer (None: it ended)."""
-    examiner = examiner or _Examiner()
-    found = examiner.ask(paths)
-    return (None if found is None else examiner), found
+        return found
 
 
 class _Examiner:
@@ -106,26 +99,25 @@ class _Examiner:
             start_new_session=True,  # Ctrl-C is the parent's affair
         )
 
-    def ask(self, paths: Sequence[str]) -> list[Examined] | None:
-        """The answers; None when the process ended or took too long, and it is ended then."""
+    def ask(self, paths: Sequence[str]) -> list[Examined]:
+        """The answers in order, up to the picture over which it ended or took too long."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        alarm = threading.Timer(SECONDS * len(paths), self._process.kill)
-        alarm.start()
+        found: list[Examined] = []
         try:
             self._process.stdin.write(json.dumps({"paths": list(paths)}).encode() + b"\n")
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
         except BrokenPipeError:
-            line = b""
-        finally:
+            return found
+        for path in paths:
+            alarm = threading.Timer(SECONDS, self._process.kill)
+            alarm.start()
+            line = self._process.stdout.readline()
             alarm.cancel()
-        if not line.endswith(b"\n"):
-            self.end()
-            return None
-        return [
-            found if isinstance(found, str) else ExaminedImage(path, *found)
-            for path, found in zip(paths, json.loads(line), strict=True)
-        ]
+            if not line.endswith(b"\n"):
+                break
+            answer = json.loads(line)
+            found.append(answer if isinstance(answer, str) else ExaminedImage(path, *answer))
+        return found
 
     def end(self) -> None:
         """Kills and reaps it."""

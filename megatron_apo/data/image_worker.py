@@ -1,7 +1,7 @@
 """A process that examines pictures: ``python -m megatron_apo.data.image_worker``, JSON lines in, JSON lines out.
 
-Reads ``{"paths": […]}`` and writes, for every path, ``[sha256, width, height]`` or the text of what is wrong. It ends
-when its input does. A process of its own because a file nobody has looked at yet may take all memory, or end the
+Reads ``{"paths": […]}`` and writes a line for every path, ``[sha256, width, height]`` or the text of what is wrong. It
+ends when its input does. A process of its own because a file nobody has looked at yet may take all memory, or end the
 process inside a codec: here neither costs more than one row.
 """
 
@@ -40,7 +40,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     replies, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not get among the replies
     for line in sys.stdin:
-        print(json.dumps([_examined(path) for path in json.loads(line)["paths"]]), file=replies, flush=True)
+        for path in json.loads(line)["paths"]:
+            print(json.dumps(_examined(path)), file=replies, flush=True)
 
 
 if __name__ == "__main__":
