@@ -165,14 +165,15 @@ def _paths(root: Path) -> list[tuple[dict[str, Any], str]]:
     return [(row(images=[name]), reason) for name, reason in cases.items()]
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A piece of a PNG."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png(width: int, height: int, *, pixels: bytes = b"", before: bytes = b"") -> bytes:
     """A PNG of 8-bit grey, its header saying whatever is wanted."""
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    end = _chunk(b"IDAT", zlib.compress(pixels)) + _chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    end = chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + header + before + end
 
 
@@ -186,7 +187,8 @@ def tiff(tags: dict[int, int | tuple[int, int, int]], data: bytes) -> bytes:
     return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + directory
 
 
-def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    """A picture as the bytes of a file."""
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -195,12 +197,12 @@ def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
 def _pictures() -> dict[str, tuple[bytes, str]]:
     """Files that are no picture, no allowed one, or too much of one."""
     noise = Image.effect_noise((200, 200), 90)
-    whole = {kind: _encoded(noise, kind) for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")}
+    whole = {kind: encoded(noise, kind) for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")}
     cases = {f"half_{kind}": (data[: len(data) // 2], "truncated or damaged") for kind, data in whole.items()}
     cases |= {f"start_{kind}": (data[:7], "format that is read") for kind, data in whole.items() if kind[0] not in "BJ"}
     cases["start_JPEG"] = (whole["JPEG"][:7], "truncated or damaged")
     for kind in ("PPM", "ICO", "TGA", "PCX", "SGI"):
-        cases[kind] = (_encoded(noise.resize((64, 64)).convert("RGB"), kind), "format")
+        cases[kind] = (encoded(noise.resize((64, 64)).convert("RGB"), kind), "format")
     flipped = bytearray(whole["PNG"])
     flipped[len(flipped) // 2] ^= 1
     lab = Image.new("LAB", (8, 8))
@@ -220,13 +222,13 @@ def _pictures() -> dict[str, tuple[bytes, str]]:
         "thin": (png(4000, 1, pixels=bytes(4001)), "longer than 200 times"),
         "flat": (png(1, 201, pixels=bytes(402)), "longer than 200 times"),
         "zip_bomb": (
-            png(1, 1, pixels=bytes(2), before=_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(200_000_000), 9))),
+            png(1, 1, pixels=bytes(2), before=chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(200_000_000), 9))),
             "truncated or damaged",
         ),
-        "lab": (_encoded(lab, "TIFF"), "convert it to 8-bit"),
-        "bright": (_encoded(Image.new("F", (8, 8), 200.0), "TIFF"), "only 0 to 1 has a meaning"),
-        "deep": (_encoded(Image.new("I", (8, 8), 70_000), "TIFF"), "only 16 bits have a meaning"),
-        "negative": (_encoded(Image.new("I", (8, 8), -1), "TIFF"), "only 16 bits have a meaning"),
+        "lab": (encoded(lab, "TIFF"), "convert it to 8-bit"),
+        "bright": (encoded(Image.new("F", (8, 8), 200.0), "TIFF"), "only 0 to 1 has a meaning"),
+        "deep": (encoded(Image.new("I", (8, 8), 70_000), "TIFF"), "only 16 bits have a meaning"),
+        "negative": (encoded(Image.new("I", (8, 8), -1), "TIFF"), "only 16 bits have a meaning"),
         "tile": (
             tiff({**SMALL, 322: 60_000, 323: 60_000, 324: 8, 325: 64}, bytes(64)),
             "tiles of 60000 x 60000 pixels",

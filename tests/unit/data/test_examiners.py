@@ -15,7 +15,7 @@ from PIL import Image
 from megatron_apo.data import examiners
 from megatron_apo.data.examiners import ImageExaminers, examine_here
 from megatron_apo.data.images import ExaminedImage
-from tests.unit.data.bad_rows import SMALL, _chunk, png, tiff
+from tests.unit.data.bad_rows import SMALL, chunk, png, tiff
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,9 @@ def test_bombs(one: ImageExaminers, tmp_path: Path) -> None:
     many = io.BytesIO()
     pages[0].save(many, "TIFF", save_all=True, append_images=pages[1:])
     hundred_million = zlib.compress(bytes(10**8), 1)
-    text = _chunk(b"iTXt", b"a\0\1\0\0\0" + hundred_million)
-    profile = _chunk(b"iCCP", b"a\0\0" + hundred_million)
-    texts = _chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**6))) * 100
+    text = chunk(b"iTXt", b"a\0\1\0\0\0" + hundred_million)
+    profile = chunk(b"iCCP", b"a\0\0" + hundred_million)
+    texts = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**6))) * 100
     claims = {40000 + n: (7, 30_000_000, 8) for n in range(200)}  # each tag is all of the file
     jpeg = io.BytesIO()
     Image.new("L", (4000, 4000)).save(jpeg, "JPEG", progressive=True)
