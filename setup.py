@@ -12,9 +12,11 @@ setup(
     install_requires=[
         "megatron-core==0.16.1",
         "math-verify==0.9.0",
+        "datasets>=5.0",  # data sets that it saved
         "jinja2>=3.1",  # chat templates
         "numpy>=2.0",
         "pillow>=12.0",
+        "pyarrow>=21.0",  # parquet
         "psutil>=7.0",  # without it Megatron-Core's checkpoint writer hangs
         "PyYAML>=6.0",
         "safetensors>=0.6",

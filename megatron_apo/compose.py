@@ -12,7 +12,10 @@ import yaml
 from megatron_apo.config import Config
 from megatron_apo.config_loading import dump_config
 from megatron_apo.data.costs import CostModel
-from megatron_apo.data.prompts import PromptBuilder, PromptStream
+from megatron_apo.data.order import PromptStream
+from megatron_apo.data.prompts import PromptBuilder
+from megatron_apo.data.reading import check_unchanged, write_data_files
+from megatron_apo.data.scan import PromptSet
 from megatron_apo.evaluation.evaluate import evaluate_prompts, evaluation_sampling, read_prompts
 from megatron_apo.evaluation.scoring import Evaluation
 from megatron_apo.evaluation.tables import plain_table, read_evaluations, write_evaluations
@@ -27,7 +30,7 @@ from megatron_apo.observability.writers import Writers, open_writers, read_metri
 from megatron_apo.parallel.groups import Groups, initialise, shut_down
 from megatron_apo.parallel.status import phase
 from megatron_apo.planning.work import training_costs
-from megatron_apo.records import Prompt, RolloutGroup
+from megatron_apo.records import RolloutGroup
 from megatron_apo.rewards.overlong import overlong_punishment
 from megatron_apo.rewards.pool import Scorer
 from megatron_apo.rollout.build import build_engine
@@ -123,7 +126,7 @@ class Run:
         self.engine: RolloutEngine | None = None
         self.scorer: Scorer | None = None
         self.log: RunLog | None = None
-        self._evaluation_prompts: dict[str, list[Prompt]] = {}
+        self._evaluation_prompts: dict[str, PromptSet] = {}
 
     def start_controller(self, resume_step: int | None) -> Controller | None:
         """Builds what only rank 0 holds: data, engine, grader, writers."""
@@ -134,11 +137,18 @@ class Run:
         return controller
 
     def _build_controller(self, resume_step: int | None) -> Controller:
-        config = self.config
-        prompts = read_prompts(self.builder, config.data.train, config.data.image_root)
-        for path in {config.data.validation, config.data.test} - {""}:
-            self._evaluation_prompts[path] = read_prompts(self.builder, path, config.data.image_root)
-        stream = PromptStream(len(prompts), config.rollout.prompts_per_step, config.run.seed, config.data.shuffle)
+        config, root = self.config, self.config.data.image_root
+        prompts = read_prompts(self.builder, config.data.train, root, setting="data.train")
+        read = {"data.train": prompts}
+        for setting, path in (("data.validation", config.data.validation), ("data.test", config.data.test)):
+            if path and path not in self._evaluation_prompts:
+                found = read_prompts(self.builder, path, root, setting=setting, limit=config.evaluation.limit)
+                read[setting] = self._evaluation_prompts[path] = found
+        if resume_step is not None:
+            check_unchanged(self.directory.root, read)
+        stream = PromptStream(
+            prompts.sizes, config.rollout.prompts_per_step, config.run.seed, config.data.shuffle, config.data.weights
+        )
         self.scorer = Scorer(config.rewards, overlong=overlong_punishment(config))
         source: LiveRollouts | ReplayRollouts
         if config.rollout.replay:
@@ -157,6 +167,7 @@ class Run:
             source = LiveRollouts(self.engine, config)
         # Last: a run that could not start leaves no directory behind.
         claim(config, resume=resume_step is not None)
+        write_data_files(self.directory.root, read)
         writers = open_writers(
             self.directory.root,
             config.logging,

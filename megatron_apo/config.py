@@ -65,18 +65,24 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Rows on disk (JSON lines with id, images, question, answer) and how their images are cut."""
+    """Rows on disk (JSON lines, a JSON list, parquet or saved datasets; docs/data.md) and how their images are cut."""
 
-    train: str = ""
+    train: tuple[str, ...] = ()  # a file, or a list of them
+    weights: tuple[
+        float, ...
+    ] = ()  # one for each file of train: its share of the prompts; none: every row counts alike
     validation: str = ""  # evaluated during training (sft: its demonstrations), never the held-out rows
     test: str = ""  # the held-out rows: before and after
     image_root: str = ""  # images must lie under it; empty: the data file's directory
+    cache: str = "runs/data_cache"  # where pictures that come as bytes are kept; every rank must see it
+    max_bad_share: float = 0.01  # bad rows are skipped; a larger share of them stops the start
+    workers: int = 0  # processes that examine pictures at the start; 0: one for each core, eight at most
     system_prompt: str = ""  # empty: none
     instruction: str = ""  # appended to every question
     min_pixels: int = 0  # 0: the processor's own
     max_pixels: int = 0
     shuffle: bool = True
-    max_prompt_tokens: int = 4096  # longer prompts are rejected with their row
+    max_prompt_tokens: int = 4096  # a row with a longer prompt is bad; none is cut
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,14 @@ _CHECKS: list[_Check] = [
     *_above_zero("optimizer.learning_rate", "optimizer.epsilon", "sync.logprob_gate"),
     ("sampling.top_p", lambda p: p == 1, "must be 1; log-probabilities are trained under the whole distribution"),
     ("rollout.gpu_memory_utilization", lambda u: 0 < u < 1, "must lie between 0 and 1; training needs the rest"),
+    ("data.max_bad_share", lambda share: 0 <= share < 1, "must lie between 0 and 1; it is a share of the rows"),
+    (
+        "data.weights",
+        lambda weights: all(0.001 <= weight <= 100 for weight in weights),
+        "must each lie between 0.001 and 100; they are relative",
+    ),
+    *_at_least(0, " (0: one for each core, eight at most)", "data.workers"),
+    ("data.cache", bool, "must name a directory for pictures that come as bytes"),
     ("rewards.max_error_rate", lambda r: 0 <= r <= 1, "must lie between 0 and 1; it is a share of the responses"),
     ("optimizer.beta1", lambda b: 0 <= b < 1, "must lie between 0 and 1"),
     ("optimizer.beta2", lambda b: 0 <= b < 1, "must lie between 0 and 1"),
@@ -107,6 +115,11 @@ def validate(config: Config) -> None:
     validate_objective(config.objective, config.sampling.group_size, config.run.steps)
     _check_stops(config)
     data, optimizer = config.data, config.optimizer
+    if data.weights and len(data.weights) != len(data.train):
+        raise ValueError(
+            f"data.weights={list(data.weights)}: must have one weight for each of the {len(data.train)} file(s) of "
+            "data.train, or none at all"
+        )
     if data.min_pixels and data.max_pixels and data.min_pixels > data.max_pixels:
         raise ValueError(f"data.min_pixels={data.min_pixels}: must not exceed data.max_pixels={data.max_pixels}")
     if optimizer.minimum_learning_rate > optimizer.learning_rate:
@@ -161,7 +174,7 @@ def require(config: Config, *keys: str) -> None:
     """ValueError for the first of these settings that is empty; for what only some commands need."""
     values = dict(leaves(config, ""))
     for key in keys:
-        if values[key] == "":
+        if values[key] in ("", ()):
             raise ValueError(f"{key}: is required; set it in the YAML file or with --{key}=…")
 
 
@@ -171,9 +184,13 @@ def check_files(config: Config) -> None:
         raise ValueError(
             f"model.path={config.model.path}: no config.json there; give the directory of a Hugging Face checkpoint"
         )
-    for key, path in (("train", config.data.train), ("validation", config.data.validation), ("test", config.data.test)):
-        if path and not Path(path).is_file():
-            raise ValueError(f"data.{key}={path}: no such file; give rows as JSON lines")
+    named = [("train", path) for path in config.data.train]
+    named += [("validation", config.data.validation), ("test", config.data.test)]
+    for key, path in named:
+        if path and not Path(path).exists():
+            raise ValueError(
+                f"data.{key}={path}: no such file; give rows as JSON lines, JSON, parquet or saved datasets"
+            )
     for key, path in (("data.image_root", config.data.image_root), ("rollout.replay", config.rollout.replay)):
         if path and not Path(path).is_dir():
             raise ValueError(f"{key}={path}: no such directory")

@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -31,6 +31,14 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Writes what ``_Loader`` reads back equal."""
 
+
+def _written_list(dumper: _Dumper, values: tuple[Any, ...]) -> yaml.Node:
+    """A setting that is a list; a single text is written alone, as a user would."""
+    alone = len(values) == 1 and isinstance(values[0], str)
+    return dumper.represent_data(values[0]) if alone else dumper.represent_list(values)
+
+
+_Dumper.add_representer(tuple, _written_list)
 
 _FLOAT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 for _class in (_Loader, _Dumper):
@@ -112,7 +120,7 @@ def _apply(tree: _Tree, override: str) -> None:
     defaults = dict(leaves(Config(), ""))
     if key not in defaults:
         raise ValueError(_unknown(key))
-    is_text = isinstance(defaults[key], str)
+    is_text = isinstance(defaults[key], str) or (key in _text_lists(Config, "") and not text.strip().startswith("["))
     value: Any = text.strip()  # text needs no quotes here: --run.directory=2026, --data.instruction=Answer: a number #1
     if not is_text or value[:1] in ("'", '"'):
         try:
@@ -206,7 +214,29 @@ def _build(section: type[_Section], tree: Any, prefix: str) -> _Section:
     return section(**values)
 
 
-def _typed(name: str, value: Any, kind: type) -> Any:
+def _text_lists(section: type, prefix: str) -> set[str]:
+    """The settings that are lists of texts, and may be given as one text."""
+    found = set()
+    for key, kind in get_type_hints(section).items():
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            found |= _text_lists(kind, f"{prefix}{key}.")
+        elif kind == tuple[str, ...]:
+            found.add(f"{prefix}{key}")
+    return found
+
+
+def _list(name: str, value: Any, kind: Any) -> tuple[Any, ...]:
+    if isinstance(value, str):
+        value = [value] if value else []
+    if not isinstance(value, list):
+        what = "text or a list of texts" if kind is str else "a list of numbers"
+        raise ValueError(f"{name}={value!r}: must be {what}, this is {_yaml_type(value)}")
+    return tuple(_typed(name, item, kind) for item in value)
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    if get_origin(kind) is tuple:
+        return _list(name, value, get_args(kind)[0])
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is int and isinstance(value, bool) or not isinstance(value, kind):

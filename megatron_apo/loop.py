@@ -14,7 +14,7 @@ from typing import Protocol
 from megatron_apo.config import Config
 from megatron_apo.data.costs import CostModel
 from megatron_apo.data.distribution import distribute
-from megatron_apo.data.prompts import PromptStream
+from megatron_apo.data.order import PromptStream
 from megatron_apo.dynamic_sampling import mark_dropped, refill_metrics, refill_size
 from megatron_apo.objective.mismatch import mismatch_metrics
 from megatron_apo.objective.objective import kl_coefficient, needs_reference

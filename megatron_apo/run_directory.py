@@ -20,7 +20,8 @@ _MAY_DIFFER = (
     *("parallel.context", "parallel.virtual_pipeline", "parallel.first_stage_layers"),
     *("rollout.placement", "rollout.kv_cache_gib", "rollout.gpu_memory_utilization", "rollout.timeout_seconds"),
     *("rewards.workers", "rewards.timeout_seconds", "training.tokens_per_microbatch", "training.logits_chunk_tokens"),
-    *("model.reference", "training.max_skipped_in_a_row", "evaluation.batch", "alarms.", "logging."),
+    *("data.workers", "data.cache", "data.max_bad_share", "evaluation.batch"),
+    *("model.reference", "training.max_skipped_in_a_row", "alarms.", "logging."),
 )
 
 

@@ -12,7 +12,10 @@ from megatron_apo.config import Config
 from megatron_apo.config_loading import dump_config
 from megatron_apo.data.costs import CostModel
 from megatron_apo.data.distribution import distribute
-from megatron_apo.data.prompts import PromptBuilder, PromptStream
+from megatron_apo.data.order import PromptStream
+from megatron_apo.data.prompts import PromptBuilder
+from megatron_apo.data.reading import check_unchanged, write_data_files
+from megatron_apo.data.scan import PromptSet
 from megatron_apo.evaluation.evaluate import read_prompts
 from megatron_apo.objective.reductions import token_weights
 from megatron_apo.observability.console import say
@@ -63,16 +66,6 @@ def supervised_samples(
     ]
 
 
-def _require_demonstrations(prompts: Sequence[Prompt], key: str) -> None:
-    without = [prompt.id for prompt in prompts if not prompt.demonstration]
-    if without:
-        raise ValueError(
-            f"{key}: {len(without)} of {len(prompts)} rows have no demonstration, the first: "
-            f"{', '.join(without[:10])}; supervised training "
-            f"{'needs' if key == 'data.train' else 'and its evaluations (run.evaluate_every) need'} one in every row"
-        )
-
-
 def _works(
     prompts: Sequence[Prompt], builder: PromptBuilder, config: Config, groups: Groups, costs: CostModel
 ) -> list[ReplicaWork]:
@@ -95,6 +88,22 @@ def _works(
     )
 
 
+def _read(config: Config, builder: PromptBuilder, *, evaluates: bool) -> dict[str, PromptSet]:
+    """The rows by setting, each with a demonstration to imitate."""
+    data, root = config.data, config.data.image_root
+    read = {"data.train": read_prompts(builder, data.train, root, setting="data.train", demonstrations=True)}
+    if evaluates:
+        read["data.validation"] = read_prompts(
+            builder,
+            data.validation,
+            root,
+            setting="data.validation",
+            demonstrations=True,
+            limit=config.evaluation.limit,
+        )
+    return read
+
+
 def _train(config: Config, groups: Groups, directory: RunDirectory, *, resume: bool) -> None:
     builder = PromptBuilder(config.model.path, config.data)
     state = build_training_state(config, groups, updates=config.run.steps, reference=False)
@@ -110,7 +119,7 @@ def _train(config: Config, groups: Groups, directory: RunDirectory, *, resume: b
     if resume:
         done = load_checkpoint(state, groups, directory.checkpoints)
         trainer.skipped_in_a_row = done.skipped_in_a_row
-    prompts: list[Prompt] = []
+    prompts: Sequence[Prompt] = []
     writers: Writers | None = None
     stream: PromptStream | None = None
     evaluates = bool(config.run.evaluate_every and config.data.validation)
@@ -118,21 +127,27 @@ def _train(config: Config, groups: Groups, directory: RunDirectory, *, resume: b
     costs = training_costs(state.shape, config.model)
     with phase(groups, "start"):
         if groups.is_controller:
-            prompts = read_prompts(builder, config.data.train, config.data.image_root)
-            _require_demonstrations(prompts, "data.train")
+            read = _read(config, builder, evaluates=evaluates)
+            prompts = read["data.train"]
             if evaluates:
-                rows = read_prompts(builder, config.data.validation, config.data.image_root)
-                rows = rows[: config.evaluation.limit or None]
-                _require_demonstrations(rows, "data.validation")
-                validation_works = _works(rows, builder, config, groups, costs)
+                validation_works = _works(list(read["data.validation"]), builder, config, groups, costs)
+            if resume:
+                check_unchanged(directory.root, read)
             claim(config, resume=resume)
+            write_data_files(directory.root, read)
             writers = open_writers(
                 directory.root,
                 config.logging,
                 done.step if resume else None,
                 settings=yaml.safe_load(dump_config(config)),
             )
-            stream = PromptStream(len(prompts), config.training.batch_size, config.run.seed, config.data.shuffle)
+            stream = PromptStream(
+                read["data.train"].sizes,
+                config.training.batch_size,
+                config.run.seed,
+                config.data.shuffle,
+                config.data.weights,
+            )
     validation = scatter_work(validation_works, groups) if evaluates else None
     shown = config.logging.progress and groups.is_controller
     timer = PhaseTimer()

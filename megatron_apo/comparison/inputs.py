@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_apo.data.prompts import PromptBuilder
-from megatron_apo.data.rows import read_rows
+from megatron_apo.data.reading import read_data
 from megatron_apo.records import Prompt
 from megatron_apo.rollout.record_files import read_step, recorded_steps
 
@@ -49,12 +49,11 @@ def read_samples(source: Path, builder: PromptBuilder, *, image_root: str, limit
 
 
 def from_rows(path: Path, builder: PromptBuilder, image_root: str, limit: int) -> list[Scored]:
-    """Rows of a JSON-lines file; the response is the row's demonstration, or its answer where it has none."""
-    rows = read_rows(path, image_root, lambda gold: None)[:limit]
-    return [
-        Scored(prompt.id, prompt, builder.response_ids(prompt.demonstration or prompt.gold))
-        for prompt in builder.build_all(rows)
-    ]
+    """Good rows of a data file; the response is the row's demonstration, or its answer where it has none."""
+    prompts = read_data(
+        builder, [str(path)], setting="data", check_gold=lambda gold: None, image_root=image_root, limit=limit
+    )
+    return [Scored(prompt.id, prompt, builder.response_ids(prompt.demonstration or prompt.gold)) for prompt in prompts]
 
 
 def from_rollouts(directory: Path, limit: int) -> list[Scored]:

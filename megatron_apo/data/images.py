@@ -1,30 +1,31 @@
-"""Image files: the only place that opens one.
+"""Image files: the only place, with ``decoding``, that opens one.
 
-A picture is read whole, checked against its recorded SHA-256, decoded, turned upright by its EXIF tag and converted
-to RGB. Whatever is wrong with it is a ValueError with the file, the problem and the remedy.
+A picture is read whole, checked against its recorded SHA-256, and decoded to upright RGB. Whatever is wrong with it is
+a ValueError with the file, the problem and the remedy. Trainer and engines all get their pixels from ``load_image``.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
+import os
+import stat
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+
+from megatron_apo.data.decoding import DEFAULT_LIMITS, ImageLimits, check_size, decode
 
 
 @dataclass(frozen=True)
-class ImageLimits:
-    """What a picture may measure: pixels guard memory, the ratio is the processor's own limit."""
+class ExaminedImage:
+    """A file that was read and decoded once: its SHA-256 (hexadecimal) and the upright picture's size in pixels."""
 
-    max_file_bytes: int = 64 * 1024 * 1024
-    max_image_pixels: int = 64 * 1024 * 1024
-    max_aspect_ratio: float = 200.0
-
-
-DEFAULT_LIMITS = ImageLimits()
+    path: str
+    sha256: str
+    width: int
+    height: int
 
 
 class ImageCache:
@@ -55,7 +56,7 @@ class ImageCache:
         self._pixels = 0
 
 
-CACHE = ImageCache(images=256, pixels=64 * 1024 * 1024)  # 192 MB of RGB at most
+CACHE = ImageCache(images=256, pixels=64 * 1024 * 1024)  # 256 MiB at most: Pillow keeps RGB in four bytes
 
 
 def sha256_of(path: str | Path) -> str:
@@ -69,68 +70,45 @@ def load_image(path: str | Path, *, sha256: str | None = None, limits: ImageLimi
     ``sha256``: hexadecimal digest the file must have; a known digest is served from the cache without reading.
     Raises ValueError for a missing, truncated, damaged, oversize or changed file.
     """
-    return load_image_and_digest(path, sha256=sha256, limits=limits)[0]
-
-
-def load_image_and_digest(
-    path: str | Path, *, sha256: str | None = None, limits: ImageLimits = DEFAULT_LIMITS
-) -> tuple[Image.Image, str]:
-    """``load_image`` with the file's SHA-256, from one reading of the file."""
     known = CACHE.get(sha256) if sha256 is not None else None
-    if sha256 is not None and known is not None:
-        return _check_size(known, path, limits), sha256
+    if known is None:
+        data = _read(Path(path), limits)
+        digest = hashlib.sha256(data).hexdigest()
+        if sha256 is not None and digest != sha256:
+            raise ValueError(
+                f"image {path}: its SHA-256 is {digest}, recorded was {sha256}; the file changed since the data was "
+                "read: restore it, or start a new run"
+            )
+        known = CACHE.get(digest)
+        if known is None:
+            known = decode(data, path, limits)
+            CACHE.put(digest, known)
+    check_size(known.width, known.height, path, limits)
+    return known
+
+
+def examine_image(path: str | Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> ExaminedImage:
+    """Decodes a picture whose digest is not known yet and keeps nothing of it; ValueError as ``load_image``."""
     data = _read(Path(path), limits)
-    digest = hashlib.sha256(data).hexdigest()
-    if sha256 is not None and digest != sha256:
-        raise ValueError(
-            f"image {path}: its SHA-256 is {digest}, recorded was {sha256}; the file changed since the data was read: "
-            "restore it, or start a new run"
-        )
-    known = CACHE.get(digest)
-    if known is not None:
-        return _check_size(known, path, limits), digest
-    image = _decode(data, path, limits)
-    CACHE.put(digest, image)
-    return image, digest
+    picture = decode(data, path, limits)
+    return ExaminedImage(str(path), hashlib.sha256(data).hexdigest(), picture.width, picture.height)
 
 
 def _read(path: Path, limits: ImageLimits) -> bytes:
+    """The bytes of a regular file; a device or a pipe is not even waited for."""
     try:
-        size = path.stat().st_size
-        if size > limits.max_file_bytes:
-            raise ValueError(f"image {path}: {size:,} bytes, at most {limits.max_file_bytes:,} are read; shrink it")
-        return path.read_bytes()
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError(f"image {path}: not a regular file; give a picture")
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise ValueError(f"image {path}: not a regular file; give a picture")
+            if found.st_size > limits.max_file_bytes:
+                raise ValueError(
+                    f"image {path}: {found.st_size:,} bytes, at most {limits.max_file_bytes:,} are read; shrink it"
+                )
+            return file.read(limits.max_file_bytes)
     except OSError as error:
         raise ValueError(
             f"image {path}: cannot be read ({error.strerror or error}); check the path and data.image_root"
         ) from error
-
-
-def _decode(data: bytes, path: str | Path, limits: ImageLimits) -> Image.Image:
-    if not data:
-        raise ValueError(f"image {path}: the file is empty; restore it or remove its row")
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            _check_size(opened, path, limits)  # before decoding: the header alone tells the size
-            opened.load()
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"image {path}: too many pixels ({error}); shrink it") from error
-    except UnidentifiedImageError as error:
-        raise ValueError(f"image {path}: not an image format that Pillow reads; convert it to PNG or JPEG") from error
-    except (OSError, SyntaxError, EOFError) as error:  # Pillow reports damaged data with any of these
-        raise ValueError(f"image {path}: truncated or damaged ({error}); restore the file or remove its row") from error
-
-
-def _check_size(image: Image.Image, path: str | Path, limits: ImageLimits) -> Image.Image:
-    width, height = image.size
-    if width * height > limits.max_image_pixels:
-        raise ValueError(
-            f"image {path}: {width} x {height} = {width * height:,} pixels, at most {limits.max_image_pixels:,}; "
-            "shrink it"
-        )
-    if max(width, height) > limits.max_aspect_ratio * min(width, height):
-        raise ValueError(
-            f"image {path}: {width} x {height} is longer than {limits.max_aspect_ratio:g} times its other side; crop it"
-        )
-    return image

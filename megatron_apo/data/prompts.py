@@ -9,18 +9,16 @@ Shape suffixes: L patches, C values per patch.
 
 from __future__ import annotations
 
-import random
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from megatron_apo.config import DataConfig
-from megatron_apo.data.images import load_image, load_image_and_digest
-from megatron_apo.data.rows import Row
+from megatron_apo.data.images import ExaminedImage, examine_image, load_image
+from megatron_apo.data.rows import Row, Turn
 from megatron_apo.platform.torchvision_cpu import register_missing_operators
 from megatron_apo.records import Prompt, PromptImage
 
@@ -38,7 +36,7 @@ class PromptBuilder:
     """
 
     def __init__(self, model_dir: str | Path, data: DataConfig) -> None:
-        self._data = data
+        self.data = data
         self._processor = _load_processor(Path(model_dir))
         self._tokenizer = self._processor.tokenizer
         self._image_processor = self._processor.image_processor
@@ -59,6 +57,8 @@ class PromptBuilder:
         self.eos_token_id: int = self._tokenizer.eos_token_id
         known = (self._token_id(token) for token in _VISION_TOKENS)
         self.forbidden_token_ids: tuple[int, ...] = tuple(sorted(id for id in known if id is not None))
+        added = self._tokenizer.added_tokens_decoder.values()
+        self._special_tokens = tuple(token.content for token in added if token.special)
         self._pixels: OrderedDict[tuple[str, tuple[int, int, int]], torch.Tensor] = OrderedDict()
         self._pixel_bytes = 0
 
@@ -67,16 +67,24 @@ class PromptBuilder:
         """The checkpoint's tokenizer (transformers' PreTrainedTokenizerFast)."""
         return self._tokenizer
 
-    def build(self, row: Row) -> Prompt:
-        """The prompt of one row; ValueError with the row's id for bad images, or more than max_prompt_tokens."""
+    def build(self, row: Row, images: Sequence[ExaminedImage] | None = None) -> Prompt:
+        """The prompt of one row; ``images`` are what its image files were found to be (default: they are read now).
+
+        Raises ValueError with the row's id for bad images, special tokens in the text, and more than
+        max_prompt_tokens: a prompt is never cut.
+        """
         try:
-            images = tuple(self._image(path) for path in row.images)
+            if images is None:
+                images = [examine_image(path) for path in row.images]
+            found = tuple(
+                PromptImage(image.path, image.sha256, self._grid(image.height, image.width)) for image in images
+            )
             text = self._processor.apply_chat_template(self._messages(row), tokenize=False, add_generation_prompt=True)
             collapsed = self._ids(text)
-            expanded = self._expand(collapsed, images)
-            if len(expanded) > self._data.max_prompt_tokens:
+            expanded = self._expand(collapsed, found)
+            if len(expanded) > self.data.max_prompt_tokens:
                 raise ValueError(
-                    f"{len(expanded)} prompt tokens exceed data.max_prompt_tokens={self._data.max_prompt_tokens}; "
+                    f"{len(expanded)} prompt tokens exceed data.max_prompt_tokens={self.data.max_prompt_tokens}; "
                     "raise it, lower data.max_pixels, or remove the row"
                 )
         except ValueError as error:
@@ -85,16 +93,13 @@ class PromptBuilder:
             id=row.id,
             token_ids=tuple(expanded),
             collapsed_ids=tuple(collapsed),
-            images=images,
+            images=found,
             question=row.question,
             gold=row.answer,
             demonstration=row.demonstration,
             category=row.category,
+            choices=row.choices,
         )
-
-    def build_all(self, rows: Sequence[Row]) -> list[Prompt]:
-        """``build`` of every row, in order."""
-        return [self.build(row) for row in tqdm(rows, desc="reading", unit="row", delay=2, leave=False, disable=None)]
 
     def pixel_values(self, image: PromptImage) -> torch.Tensor:
         """Normalised patches float32 [L, C] of one image, as the processor cuts them; shared, so treat as read-only.
@@ -140,21 +145,34 @@ class PromptBuilder:
         return (*ids, self.eos_token_id)
 
     def _messages(self, row: Row) -> list[dict[str, Any]]:
-        question = f"{row.question}\n{self._data.instruction}" if self._data.instruction else row.question
-        content: list[dict[str, str]] = [{"type": "image"} for _ in row.images]
-        content.append({"type": "text", "text": question})
-        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        if self._data.system_prompt:
-            messages.insert(0, {"role": "system", "content": self._data.system_prompt})
+        turns = row.turns or (Turn("user", (*range(len(row.images)), row.question)),)
+        messages: list[dict[str, Any]] = [
+            {"role": turn.role, "content": [self._part(part) for part in turn.parts]} for turn in turns
+        ]
+        if self.data.instruction:
+            content = messages[-1]["content"]
+            if content and content[-1]["type"] == "text":
+                content[-1]["text"] += f"\n{self.data.instruction}"
+            else:
+                content.append({"type": "text", "text": self.data.instruction})
+        for message in messages:
+            if message["role"] != "user":  # templates expect plain text there
+                message["content"] = "".join(part["text"] for part in message["content"])
+        if self.data.system_prompt and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": self.data.system_prompt})
         return messages
+
+    def _part(self, part: str | int) -> dict[str, str]:
+        if isinstance(part, int):
+            return {"type": "image"}
+        special = next((token for token in self._special_tokens if token in part), None)
+        if special is not None:
+            raise ValueError(f"its text contains {special}, which the model reads as a mark of its own; remove it")
+        return {"type": "text", "text": part}
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         return ids
-
-    def _image(self, path: str) -> PromptImage:
-        picture, digest = load_image_and_digest(path)
-        return PromptImage(path=path, sha256=digest, grid_thw=self._grid(picture.height, picture.width))
 
     def _grid(self, height: int, width: int) -> tuple[int, int, int]:
         """Patches (time, height, width) of a picture of that many pixels: the processor's own rounding."""
@@ -222,44 +240,3 @@ def _load_processor(directory: Path) -> Any:
     if not processor.chat_template:
         raise ValueError(f"model.path={directory}: has no chat template; add chat_template.jinja to the checkpoint")
     return processor
-
-
-class PromptStream:
-    """Which prompts each step takes: every prompt once an epoch, each epoch in an order of its own.
-
-    The order is the concatenation of the epochs' orders, so a step that crosses an epoch's end may see a prompt a
-    second time. It is a function of seed and step alone, so a resumed run needs no state of it.
-    """
-
-    def __init__(self, prompts_count: int, prompts_per_step: int, seed: int, shuffle: bool = True) -> None:
-        for name, value in (("prompts_count", prompts_count), ("prompts_per_step", prompts_per_step)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
-        self._count = prompts_count
-        self._per_step = prompts_per_step
-        self._seed = seed
-        self._shuffle = shuffle
-        self._orders: OrderedDict[int, list[int]] = OrderedDict()
-
-    def indices(self, step: int) -> list[int]:
-        """Prompt indices of step ``step`` (from 0), from the step alone."""
-        start = step * self._per_step
-        return [self._order(at // self._count)[at % self._count] for at in range(start, start + self._per_step)]
-
-    def spare(self, step: int) -> list[int]:
-        """The prompts that step ``step`` does not take, in an order of the step's own: what refills draw from."""
-        taken = self.indices(step)
-        order = [(taken[-1] + 1 + place) % self._count for place in range(self._count)]
-        if self._shuffle:
-            random.Random(f"{self._seed}/spare/{step}").shuffle(order)
-        return [index for index in order if index not in set(taken)]
-
-    def _order(self, epoch: int) -> list[int]:
-        if epoch not in self._orders:
-            order = list(range(self._count))
-            if self._shuffle:
-                random.Random(f"{self._seed}/{epoch}").shuffle(order)  # a string seed is hashed, the same everywhere
-            self._orders[epoch] = order
-            while len(self._orders) > 2:  # a step seldom spans more
-                self._orders.popitem(last=False)
-        return self._orders[epoch]

@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from megatron_apo.config import Config
 from megatron_apo.data.prompts import PromptBuilder
-from megatron_apo.data.rows import read_rows
+from megatron_apo.data.reading import read_data
+from megatron_apo.data.scan import PromptSet
 from megatron_apo.evaluation.directory import appending, begin, check_place, write_results
 from megatron_apo.evaluation.identity import evaluation_settings
 from megatron_apo.evaluation.responses import AnsweredRow, answered_row
@@ -23,9 +24,29 @@ from megatron_apo.rewards.pool import RewardError, Scorer
 from megatron_apo.rollout.engine import RolloutEngine, SamplingSettings
 
 
-def read_prompts(builder: PromptBuilder, path: str, image_root: str) -> list[Prompt]:
-    """The prompts of a data file, every row checked, gold answers too."""
-    return builder.build_all(read_rows(path, image_root, check_gold))
+def read_prompts(
+    builder: PromptBuilder,
+    path: str | Sequence[str],
+    image_root: str,
+    *,
+    setting: str = "data.test",
+    demonstrations: bool = False,
+    limit: int = 0,
+) -> PromptSet:
+    """The prompts of the good rows of a data file, or of several; every row is checked, its gold answer too.
+
+    ``setting`` names the data in messages. ``demonstrations``: a row without one is bad. ``limit``: the first so many
+    good rows alone, and nothing behind them is read; 0: all.
+    """
+    return read_data(
+        builder,
+        [path] if isinstance(path, str) else path,
+        setting=setting,
+        check_gold=check_gold,
+        image_root=image_root,
+        demonstrations=demonstrations,
+        limit=limit,
+    )
 
 
 def evaluation_sampling(config: Config) -> SamplingSettings:

@@ -68,7 +68,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "no_demonstration": (
         ["sft", "--data.train={root}/no_demonstration.jsonl"],
-        r"data.train: 1 of 4 rows have no demonstration, the first: \S+-\d+; supervised training needs one",
+        r"1 of 4 rows are bad.*line 3, row '\S+': demonstration is missing; supervised training needs one in every row",
     ),
     "results_taken": (
         ["evaluate", "--data={root}/no_demonstration.jsonl", "--output={root}/good.yaml"],
@@ -184,7 +184,8 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 def test_the_terminal_shows_the_error_alone(root: Path) -> None:
     result = run("train", "--config", str(root / "good.yaml"), f"--data.train={root}/no_answer.jsonl")
     assert result.returncode == 2 and result.stdout == ""
-    expected = rf"error: {root}/no_answer.jsonl: 1 bad row\(s\); .*:\n  line 3, row '\S+': answer is missing\n"
+    file = rf"{root}/no_answer\.jsonl"
+    expected = rf"error: {file}: 1 of 4 rows are bad, .*:\n  {file}: line 3, row '\S+': answer is missing\n"
     assert re.fullmatch(expected, result.stderr)
 
 

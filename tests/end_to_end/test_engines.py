@@ -62,7 +62,7 @@ def prompts(builder: PromptBuilder, tmp_path_factory: pytest.TempPathFactory) ->
             Images.fromarray(random.integers(0, 256, size, dtype=np.uint8)).save(path)
             files.append(str(path))
         rows.append(Row(f"row{number}", tuple(files), "What is the sum? " + "again " * number, "4"))
-    return builder.build_all(rows)
+    return [builder.build(row) for row in rows]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_apo.config import Config, ObjectiveConfig, RolloutConfig, RunConfig, SamplingConfig
 from megatron_apo.config_loading import load_config
-from megatron_apo.data.prompts import PromptStream
+from megatron_apo.data.order import PromptStream
 from megatron_apo.dynamic_sampling import mark_dropped, refill_metrics, refill_size
 from megatron_apo.loop import Controller, LiveRollouts, draw
 from megatron_apo.objective.samples import have_contrast, shape_step

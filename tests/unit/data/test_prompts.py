@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from megatron_apo.config import DataConfig
-from megatron_apo.data.prompts import PromptBuilder, PromptStream
-from megatron_apo.data.rows import Row, read_rows
+from megatron_apo.data.prompts import PromptBuilder
+from megatron_apo.data.readers import read_records
+from megatron_apo.data.rows import Row, Turn, row_from
 from megatron_apo.platform.torchvision_cpu import register_missing_operators
 from megatron_apo.records import PromptImage
 
@@ -114,8 +115,11 @@ def test_the_quickstarts_policy_and_task(tiny_policy: Path, digits_task: Path) -
     from transformers import AutoProcessor
 
     builder = PromptBuilder(tiny_policy, DataConfig())
-    rows = read_rows(digits_task / "validation.jsonl", "", lambda _: None)
-    prompts = builder.build_all(rows)
+    rows = [
+        row_from(record.fields, default_id="", image_path=lambda name: str(digits_task / name))
+        for record in read_records(digits_task / "validation.jsonl")
+    ]
+    prompts = [builder.build(item) for item in rows]
     processor = AutoProcessor.from_pretrained(tiny_policy, local_files_only=True)
     for item, prompt in zip(rows, prompts, strict=True):
         content = [{"type": "image"}, {"type": "text", "text": item.question}]
@@ -155,7 +159,7 @@ def test_refusals_name_the_row(processor_directory: Path, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"row 'r1'.*max_prompt_tokens=20"):
         builder.build(row(path))
     builder = PromptBuilder(processor_directory, DataConfig())
-    with pytest.raises(ValueError, match=r"row 'r1'.*2 <\|image_pad\|> for 1 image"):
+    with pytest.raises(ValueError, match=r"row 'r1': its text contains <\|image_pad\|>, which the model reads"):
         builder.build(row(path, question="<|image_pad|>?"))
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"row 'r1'.*broken\.png"):
@@ -183,26 +187,57 @@ def test_a_directory_without_processor_is_refused(tmp_path: Path) -> None:
         PromptBuilder(tmp_path, DataConfig())
 
 
-def test_stream_visits_every_prompt_once_an_epoch_from_the_step_alone() -> None:
-    stream = PromptStream(5, 2, seed=3)
-    taken = [index for step in range(5) for index in stream.indices(step)]
-    assert sorted(taken[:5]) == sorted(taken[5:]) == [0, 1, 2, 3, 4]
-    assert taken[:5] != taken[5:]  # each epoch has its own order
-    again = PromptStream(5, 2, seed=3)
-    assert again.indices(4) == taken[8:10] and again.indices(0) == taken[:2]
-    assert [PromptStream(5, 5, seed=s).indices(0) for s in range(4)] != [taken[:5]] * 4
-    assert PromptStream(5, 4, seed=0, shuffle=False).indices(1) == [4, 0, 1, 2]
-    assert PromptStream(2, 5, seed=0, shuffle=False).indices(0) == [0, 1, 0, 1, 0]
-    with pytest.raises(ValueError, match="prompts_count=0"):
-        PromptStream(0, 1, seed=0)
+def test_a_prompt_is_never_cut(processor_directory: Path, tmp_path: Path) -> None:
+    """One token less than the prompt has refuses it, wherever in text or image the cut would fall."""
+    path = picture(tmp_path / "a.png", 112, 112)
+    length = len(PromptBuilder(processor_directory, DataConfig()).build(row(path)).token_ids)
+    for most in (1, 10, length - 1):
+        with pytest.raises(ValueError, match=f"{length} prompt tokens exceed data.max_prompt_tokens={most}"):
+            PromptBuilder(processor_directory, DataConfig(max_prompt_tokens=most)).build(row(path))
+    assert len(PromptBuilder(processor_directory, DataConfig(max_prompt_tokens=length)).build(row(path)).token_ids)
 
 
-def test_refills_draw_from_what_a_step_does_not_take() -> None:
-    stream = PromptStream(7, 3, seed=3)
-    for step in range(5):
-        assert sorted({*stream.indices(step), *stream.spare(step)}) == list(range(7))
-        assert not set(stream.indices(step)) & set(stream.spare(step))
-        assert stream.spare(step) == PromptStream(7, 3, seed=3).spare(step)
-    assert len({tuple(PromptStream(9, 1, seed=3).spare(step)) for step in range(5)}) == 5
-    assert PromptStream(5, 2, seed=0, shuffle=False).spare(1) == [4, 0, 1]
-    assert PromptStream(2, 5, seed=0).spare(0) == []
+def test_turns_with_images_between_the_words(processor_directory: Path, tmp_path: Path) -> None:
+    paths = (picture(tmp_path / "a.png", 56, 56), picture(tmp_path / "b.png", 84, 56))
+    turns = (
+        Turn("system", ("Be brief.",)),
+        Turn("user", ("Is ", 1, " red?")),
+        Turn("assistant", ("No.",)),
+        Turn("user", ("And ", 0)),
+    )
+    asked = Row("r1", paths, "And", "no", turns=turns)
+    builder = PromptBuilder(processor_directory, DataConfig(system_prompt="Be long.", instruction="Think."))
+    prompt = builder.build(asked)
+    shown = "<|vision_start|><|image_pad|><|vision_end|>"
+    assert builder.tokenizer.decode(prompt.collapsed_ids) == (
+        f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nIs {shown} red?<|im_end|>\n"
+        f"<|im_start|>assistant\nNo.<|im_end|>\n<|im_start|>user\nAnd {shown}Think.<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_trainer_and_engine_open_the_same_picture(processor_directory: Path, tmp_path: Path) -> None:
+    """What an engine is given, run through the processor, is what the trainer gets: turned, scaled, on white."""
+    from transformers import AutoProcessor
+
+    from megatron_apo.rollout.build import open_image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    grey = Image.effect_noise((112, 56), 90)
+    wide = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    wide.save(tmp_path / "wide.png")
+    grey.convert("RGBA").save(tmp_path / "alpha.png")
+    grey.save(tmp_path / "turned.jpg", exif=exif)
+    builder = PromptBuilder(processor_directory, DataConfig())
+    processor = AutoProcessor.from_pretrained(processor_directory, local_files_only=True).image_processor
+    for name, size in (("wide.png", (112, 56)), ("alpha.png", (112, 56)), ("turned.jpg", (56, 112))):
+        image = builder.build(row(str(tmp_path / name))).images[0]
+        opened = open_image(image)
+        assert opened.size == size and opened.mode == "RGB"
+        engine = processor(images=[opened], return_tensors="pt")
+        assert engine["image_grid_thw"][0].tolist() == list(image.grid_thw)
+        assert torch.equal(engine["pixel_values"], builder.pixel_values(image))
+    assert np.array_equal(
+        np.asarray(open_image(builder.build(row(str(tmp_path / "wide.png"))).images[0]))[..., 0], grey
+    )

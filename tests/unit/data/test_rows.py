@@ -1,104 +1,78 @@
-"""Rows on disk: what is read, and what is refused with its line."""
+"""Rows from the shapes that data sets have; the bad ones are in ``bad_rows``."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-from megatron_apo.data.rows import Row, read_rows
+from megatron_apo.data.rows import Row, Turn, row_from, unused_keys
+
+GOOD = {"id": "a", "images": ["1.png"], "question": "How many?", "answer": "4"}
 
 
-def check_gold(answer: str) -> None:
-    if answer == "unparsable":
-        raise ValueError("no number in it")
+def read(fields: dict[str, Any]) -> Row:
+    return row_from(fields, default_id="17", image_path=lambda reference: f"/root/{reference}")
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    (tmp_path / "task" / "images").mkdir(parents=True)
-    (tmp_path / "task" / "images" / "1.png").write_bytes(b"not opened here")
-    (tmp_path / "outside.png").write_bytes(b"x")
-    return tmp_path / "task"
+def test_plain_rows() -> None:
+    assert read(GOOD) == Row("a", ("/root/1.png",), "How many?", "4")
+    more = {"question": "Wie\u2028viel?", "demonstration": "<answer>4</answer>", "category": "x", "choices": ["3", "4"]}
+    assert read({**GOOD, **more}) == Row(
+        "a", ("/root/1.png",), "Wie\u2028viel?", "4", "<answer>4</answer>", "x", ("3", "4")
+    )
+    assert read({**GOOD, "id": 5}).id == "5" and read({**GOOD, "category": None}).category == ""
+    del (without := dict(GOOD))["id"]
+    assert read(without).id == "17"
+    assert read({**without, "source": "x"}).id == "17" and unused_keys({**GOOD, "source": "x"}) == ["source"]
 
 
-GOOD = {"id": "a", "images": ["images/1.png"], "question": "How many?", "answer": "4"}
+def test_placeholders_say_where_the_images_go() -> None:
+    two = {**GOOD, "images": ["1.png", "2.png"]}
+    assert read(two).turns == ()  # images, then the question
+    assert read({**two, "question": "<image><image>How many?"}) == read(two)
+    placed = read({**two, "question": "Is <image> or <image> red?"})
+    assert placed.turns == (Turn("user", ("Is ", 0, " or ", 1, " red?")),)
+    assert placed.images == ("/root/1.png", "/root/2.png") and placed.question == "Is  or  red?"
 
 
-def write(root: Path, *rows: object) -> Path:
-    path = root / "train.jsonl"
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows))
-    return path
+@pytest.mark.parametrize("as_text", [False, True])
+def test_the_authors_rows(as_text: bool) -> None:
+    def message(turns: list[dict[str, Any]]) -> Any:
+        return json.dumps(turns) if as_text else turns
+
+    content = [{"type": "image", "image": "1.png"}, {"type": "text", "text": "How many?"}]
+    asked = {"message": message([{"role": "user", "content": content}]), "answer": "$42$"}
+    assert read(asked) == Row("17", ("/root/1.png",), "How many?", "$42$")
+    url = [{"type": "image_url", "image_url": {"url": "1.png"}}, {"type": "text", "text": "How many?"}]
+    assert read({**asked, "message": message([{"role": "user", "content": url}])}) == read(asked)
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Is <image> red?"},
+        {"role": "assistant", "content": "No."},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "And "}, {"type": "image"}, {"type": "text", "text": "?"}],
+        },
+    ]
+    chat = read({"message": message(turns), "images": ["1.png", "2.png"], "answer": "yes"})
+    assert chat.images == ("/root/1.png", "/root/2.png") and chat.question == "And ?"
+    assert chat.turns == (
+        Turn("system", ("Be brief.",)),
+        Turn("user", ("Is ", 0, " red?")),
+        Turn("assistant", ("No.",)),
+        Turn("user", ("And ", 1, "?")),
+    )
+    first = read(
+        {"message": message([turns[0], {"role": "user", "content": "How?"}]), "image": "1.png", "answer": "so"}
+    )
+    assert first.turns == (Turn("system", ("Be brief.",)), Turn("user", (0, "How?")))
 
 
-def test_good_rows(root: Path) -> None:
-    second = {
-        **GOOD,
-        "id": "b",
-        "question": "Wie\u2028viel?",
-        "demonstration": "<answer>4</answer>",
-        "category": "x",
-    }
-    image = str(root / "images" / "1.png")
-    for image_root in ("", root):
-        rows = read_rows(write(root, GOOD, "", second), image_root, check_gold)
-        assert rows == [
-            Row("a", (image,), "How many?", "4"),
-            Row("b", (image,), "Wie\u2028viel?", "4", "<answer>4</answer>", "x"),
-        ]
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("{broken", "line 2: not valid JSON"),
-        ("[1]", "line 2: a JSON object is expected, this is a list"),
-        ({**GOOD, "id": "b", "images": []}, "line 2, row 'b': images=[]: must be a list of at least one"),
-        ({**GOOD, "id": "b", "images": "images/1.png"}, "images='images/1.png': must be a list"),
-        ({**GOOD, "id": "b", "images": ["images/2.png"]}, "row 'b': image 'images/2.png' does not exist"),
-        ({**GOOD, "id": "b", "images": ["../outside.png"]}, "row 'b': image '../outside.png' lies outside"),
-        ({**GOOD, "id": "b", "images": ["images"]}, "image 'images' does not exist"),
-        ({k: v for k, v in GOOD.items() if k != "images"}, "row 'a': images=None"),
-        ({k: v for k, v in GOOD.items() if k != "id"}, "line 2: id is missing"),
-        ({k: v for k, v in {**GOOD, "id": "b"}.items() if k != "answer"}, "row 'b': answer is missing"),
-        ({**GOOD, "id": "b", "answer": 4}, "row 'b': answer=4: must be text"),
-        ({**GOOD, "id": "b", "answer": " "}, "row 'b': answer=' ': must be text that is not empty"),
-        (
-            {**GOOD, "id": "b", "answer": "unparsable"},
-            "answer='unparsable': the grader cannot parse it (no num",
-        ),
-        ({**GOOD, "id": "b", "demonstration": 4}, "demonstration=4: must be text"),
-        ({**GOOD, "id": "b", "anwser": "4"}, "unknown key 'anwser'"),
-        (GOOD, "line 2, row 'a': this id is already taken by line 1"),
-    ],
-)
-def test_a_bad_row_is_named(row: object, message: str, root: Path) -> None:
-    with pytest.raises(ValueError) as error:
-        read_rows(write(root, GOOD, row), root, check_gold)
-    assert message in str(error.value)
-    assert "1 bad row(s)" in str(error.value)
-
-
-def test_a_link_out_of_the_root_is_outside(root: Path) -> None:
-    (root / "images" / "link.png").symlink_to(root.parent / "outside.png")
-    with pytest.raises(ValueError, match="lies outside"):
-        read_rows(write(root, {**GOOD, "images": ["images/link.png"]}), root, check_gold)
-
-
-def test_ten_bad_rows_are_listed_and_the_rest_counted(root: Path) -> None:
-    rows = [{**GOOD, "id": f"r{i}", "answer": "unparsable"} for i in range(12)]
-    with pytest.raises(ValueError) as error:
-        read_rows(write(root, *rows), root, check_gold)
-    text = str(error.value)
-    assert "12 bad row(s)" in text and "'r9'" in text and "'r10'" not in text and "and 2 more" in text
-
-
-def test_files_that_hold_nothing(root: Path) -> None:
-    with pytest.raises(ValueError, match=r"train\.jsonl: holds no rows"):
-        read_rows(write(root, ""), root, check_gold)
-    with pytest.raises(ValueError, match=r"absent\.jsonl: cannot be read"):
-        read_rows(root / "absent.jsonl", root, check_gold)
-    (root / "bytes.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="is not UTF-8"):
-        read_rows(root / "bytes.jsonl", root, check_gold)
+def test_a_last_turn_of_the_assistant_is_the_demonstration() -> None:
+    turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Four."}]
+    fields = {"message": turns, "images": ["1.png"], "answer": "4"}
+    assert read(fields) == Row("17", ("/root/1.png",), "How many?", "4", demonstration="Four.")
+    with pytest.raises(ValueError, match="its last turn must be the user's"):
+        read({**fields, "demonstration": "4"})

@@ -1,0 +1,131 @@
+"""Pictures examined in processes of their own, each with a limit of memory and time; see ``image_worker``."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from megatron_apo.data.images import ExaminedImage, examine_image
+
+MEMORY_MIB = 1024
+SECONDS = 60.0  # of one picture, on a busy machine
+_BATCH = 16
+
+# The files are anybody's: the process that decodes them gets no credentials that may stand in the environment.
+_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV")
+
+Examined = ExaminedImage | str  # the text says what is wrong
+
+
+def examine_here(paths: Sequence[str]) -> list[Examined]:
+    """Every picture examined in this process, without limits of memory and time."""
+    found: list[Examined] = []
+    for path in paths:
+        try:
+            found.append(examine_image(path))
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
+class ImageExaminers:
+    """``processes`` of them, started when the first picture comes. Close it, or use it in a ``with``."""
+
+    def __init__(self, processes: int) -> None:
+        assert processes >= 1, processes
+        self._idle: queue.SimpleQueue[_Examiner | None] = queue.SimpleQueue()
+        for _ in range(processes):
+            self._idle.put(None)
+        self._count = processes
+        self._threads = ThreadPoolExecutor(processes, thread_name_prefix="examine")
+
+    def __enter__(self) -> ImageExaminers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __call__(self, paths: Sequence[str]) -> list[Examined]:
+        """What each picture is, or what is wrong with it, in order; no picture can raise, hang or end the caller."""
+        size = max(1, min(_BATCH, -(-len(paths) // self._count)))
+        batches = [paths[start : start + size] for start in range(0, len(paths), size)]
+        return [found for batch in self._threads.map(self._batch, batches) for found in batch]
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self._threads.shutdown()
+        for _ in range(self._count):
+            examiner = self._idle.get()
+            if examiner is not None:
+                examiner.end()
+
+    def _batch(self, paths: Sequence[str]) -> list[Examined]:
+        examiner = self._idle.get()
+        found: list[Examined] = []
+        try:
+            while len(found) < len(paths):
+                examiner = examiner or _Examiner()
+                found += examiner.ask(paths[len(found) :])
+                if len(found) < len(paths):  # it did not come further than this one
+                    examiner.end()
+                    examiner = None
+                    reason = f"examining it ended its process, or took {SECONDS:g} s; remove its row"
+                    found.append(f"image {paths[len(found)]}: {reason}")
+        finally:
+            self._idle.put(examiner)
+        return found
+
+
+class _Examiner:
+    """One process; nothing of the parent (torch, a process group, its threads) is inherited or imported again."""
+
+    def __init__(self) -> None:
+        package_root = str(Path(__file__).resolve().parents[2])
+        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "megatron_apo.data.image_worker", f"--memory-mib={MEMORY_MIB}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # codecs write notes on damaged files there
+            env=environment,
+            start_new_session=True,  # Ctrl-C is the parent's affair
+        )
+
+    def ask(self, paths: Sequence[str]) -> list[Examined]:
+        """The answers in order, up to the picture over which it ended or took too long."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        found: list[Examined] = []
+        try:
+            self._process.stdin.write(json.dumps({"paths": list(paths)}).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return found
+        for path in paths:
+            alarm = threading.Timer(SECONDS, self._process.kill)
+            alarm.start()
+            line = self._process.stdout.readline()
+            alarm.cancel()
+            if not line.endswith(b"\n"):
+                break
+            answer = json.loads(line)
+            found.append(answer if isinstance(answer, str) else ExaminedImage(path, *answer))
+        return found
+
+    def end(self) -> None:
+        """Kills and reaps it."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            try:
+                pipe.close()
+            except BrokenPipeError:  # a request was still buffered
+                continue

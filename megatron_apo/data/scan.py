@@ -1,0 +1,217 @@
+"""One pass over the data before anything is trained: which rows are good, and what is wrong with the others.
+
+The good rows go, as they were understood, into a temporary database on disk, and the data file is not read again: a
+shuffled order needs no random access to parquet, a file that is replaced during a run changes nothing, and neither
+the rows nor their ids have to fit into memory. A prompt is tokenised again when a step takes it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import overload
+
+from tqdm import tqdm
+
+from megatron_apo.data.examiners import Examined
+from megatron_apo.data.image_files import CacheError, ImageFiles
+from megatron_apo.data.prompts import PromptBuilder
+from megatron_apo.data.readers import Record, read_records, sha256_of_data
+from megatron_apo.data.row_store import RowStore
+from megatron_apo.data.rows import Row, row_from, unused_keys
+from megatron_apo.records import Prompt
+
+_BATCH = 64  # rows whose pictures are examined together
+_CACHED_TOKENS = 2_000_000  # of prompts kept in memory, about 40 bytes each
+
+
+@dataclass(frozen=True)
+class SkippedRow:
+    """A row that is not used: ``row`` is its place in the file ("line 3"), ``id`` empty where it could not be read."""
+
+    file: str
+    row: str
+    id: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.row}{f', row {self.id!r}' if self.id else ''}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class ScannedFile:
+    """A data file: its SHA-256 (hexadecimal), its rows, how many are good, and keys that nothing reads."""
+
+    path: str
+    sha256: str
+    rows: int
+    good: int
+    unused: tuple[str, ...] = ()
+
+
+@dataclass
+class _Draft:
+    """A record on its way: what is left of it once its row is made."""
+
+    place: str
+    id: str
+    unused: tuple[str, ...]
+    row: Row | None = None
+    problem: str = ""
+
+
+@dataclass
+class Scan:
+    """What is asked of every row.
+
+    ``image_root``: images must lie under it; empty: the directory of the data file. ``cache``: where pictures that are
+    bytes become files. ``check_gold`` raises ValueError for an answer that cannot be graded. ``examine`` reads and
+    decodes pictures. ``demonstrations``: every row needs one. ``limit``: stop after so many good rows; 0: read all.
+    """
+
+    builder: PromptBuilder
+    examine: Callable[[Sequence[str]], list[Examined]]
+    check_gold: Callable[[str], None]
+    image_root: str = ""
+    cache: str = "data_cache"
+    demonstrations: bool = False
+    limit: int = 0
+    _gold_problem: Callable[[str], str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._gold_problem = lru_cache(maxsize=65536)(self._gold)  # parsing an answer is slow, and answers repeat
+
+    def run(self, files: Sequence[str]) -> PromptSet:
+        """Reads the data files; ValueError for one that cannot be read, or not to its end. Bad rows raise nothing."""
+        rows = RowStore()
+        scanned: list[ScannedFile] = []
+        skipped: list[SkippedRow] = []
+        for file, name in zip(files, _names(files), strict=True):
+            path = Path(file)
+            digest = sha256_of_data(path)
+            root = self.image_root or (path if path.is_dir() else path.parent)
+            before, read, unused = len(rows), 0, dict[str, None]()
+            drafts = self._drafts(path, ImageFiles(root, self.cache), name, several=len(files) > 1)
+            for draft in self._finished(drafts, rows):
+                read += 1
+                unused.update(dict.fromkeys(draft.unused))
+                if draft.problem:
+                    skipped.append(SkippedRow(file, draft.place, draft.id, draft.problem))
+                if self.limit and len(rows) >= self.limit:
+                    break
+            scanned.append(ScannedFile(file, digest, read, len(rows) - before, tuple(unused)))
+        return PromptSet(self.builder, rows, tuple(scanned), tuple(skipped))
+
+    def _drafts(self, path: Path, images: ImageFiles, name: str, *, several: bool) -> Iterator[_Draft]:
+        """Every record of a file as far as it can be judged without its pictures."""
+        bar = tqdm(desc=f"reading {path.name}", unit="row", delay=2, leave=False, disable=None)
+        with bar:
+            for record in read_records(path):
+                bar.update()
+                draft = _Draft(record.place, _id_of(record), tuple(unused_keys(record.fields)))
+                try:
+                    draft.row = self._row(record, images, name, several)
+                except ValueError as error:
+                    draft.problem = str(error)
+                except CacheError as error:
+                    raise ValueError(str(error)) from error
+                yield draft
+
+    def _finished(self, drafts: Iterator[_Draft], rows: RowStore) -> Iterator[_Draft]:
+        """The drafts in order, their pictures examined, the good ones in ``rows`` when they come out."""
+        while batch := list(islice(drafts, _BATCH)):
+            paths = dict.fromkeys(path for draft in batch if draft.row is not None for path in draft.row.images)
+            rows.examine([path for path in paths if not rows.knows(path)], self.examine)
+            for draft in batch:
+                if draft.row is not None:
+                    try:
+                        pictures = rows.images(draft.row.images)
+                        self.builder.build(draft.row, pictures)
+                        rows.add(draft.row, draft.place, pictures)
+                    except ValueError as error:
+                        draft.problem = str(error).removeprefix(f"row {draft.row.id!r}: ")
+                yield draft
+
+    def _row(self, record: Record, images: ImageFiles, name: str, several: bool) -> Row:
+        if record.problem:
+            raise ValueError(record.problem)
+        row = row_from(record.fields, default_id=str(record.number), image_path=images.path)
+        if several or "id" not in record.fields:
+            row = replace(row, id=f"{name}/{row.id}")
+        if self.demonstrations:
+            if not row.demonstration:
+                raise ValueError("demonstration is missing; supervised training needs one in every row")
+            self.builder.response_ids(row.demonstration)
+        problem = self._gold_problem(row.answer)
+        if problem:
+            raise ValueError(problem)
+        return row
+
+    def _gold(self, answer: str) -> str:
+        try:
+            self.check_gold(answer)
+        except ValueError as error:
+            shown = repr(answer) if len(answer) <= 80 else f"{answer[:80]!r}…"
+            return f"answer={shown}: the grader cannot parse it ({error})"
+        return ""
+
+
+class PromptSet(Sequence[Prompt]):
+    """The prompts of all good rows, in the order of the files; each is made when it is asked for.
+
+    ``rows_sha256`` is over everything that the good rows say, pictures included: equal where the same rows train.
+    """
+
+    def __init__(
+        self, builder: PromptBuilder, rows: RowStore, files: tuple[ScannedFile, ...], skipped: tuple[SkippedRow, ...]
+    ) -> None:
+        self.files = files
+        self.skipped = skipped
+        self.rows_sha256 = rows.sha256.hexdigest()
+        self._builder = builder
+        self._rows = rows
+        self._made: OrderedDict[int, Prompt] = OrderedDict()
+        self._tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        prompt = self._made.pop(index, None)
+        if prompt is None:
+            prompt = self._builder.build(*self._rows.get(index))
+            self._tokens += len(prompt.token_ids)
+        self._made[index] = prompt
+        while self._tokens > _CACHED_TOKENS and len(self._made) > 1:
+            self._tokens -= len(self._made.popitem(last=False)[1].token_ids)
+        return prompt
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Good rows of each file."""
+        return tuple(file.good for file in self.files)
+
+
+def _names(files: Sequence[str]) -> list[str]:
+    """What tells the rows of several files apart: the file's name without its ending, numbered where it repeats."""
+    names: list[str] = []
+    for file in files:
+        stem = Path(file).stem
+        names.append(stem if stem not in names else f"{stem}#{len(names) + 1}")
+    return names
+
+
+def _id_of(record: Record) -> str:
+    name = record.fields.get("id")
+    return str(name)[:200] if isinstance(name, str | int) and not isinstance(name, bool) else ""
