@@ -240,9 +240,9 @@ def expected_of(draw: Draw, loss: LossDraw, checkpoint: Path) -> Expected:
 
     Advantages of both signs may cancel to a gradient smaller than the rounding of its terms; and where a mask of
     mismatch leaves no token, the gradient is that of a KL between two policies so close that their log-probabilities
-    differ by little more than rounding. Then transformers itself, in float32, is as far from its float64 as a layout may
-    be from it: such values are drawn again, policies farther apart, before any layout has run. The first whose noise is
-    at most half of every limit, else those of the least noise: the limits hold.
+    differ by little more than rounding. Then transformers itself, in float32, is as far from its float64 as a layout
+    may be from it: such values are drawn again, policies farther apart, before any layout has run. The first whose
+    noise is at most half of every limit, else those of the least noise: the limits hold.
     """
     tried = []
     for found in _expectations(draw, loss, checkpoint):
