@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from megatron_apo.data.images import ExaminedImage, examine_image
+from megatron_apo.data.images import ExaminedImage, examine_image, examined_from
 
 MEMORY_MIB = 1024
 SECONDS = 60.0  # of one picture, on a busy machine
@@ -122,10 +122,7 @@ class _Examiner:
         if not line.endswith(b"\n"):
             self.end()
             return None
-        return [
-            found if isinstance(found, str) else ExaminedImage(path, *found)
-            for path, found in zip(paths, json.loads(line), strict=True)
-        ]
+        return [found if isinstance(found, str) else examined_from(found) for found in json.loads(line)]
 
     def end(self) -> None:
         """Kills and reaps it."""

@@ -12,20 +12,27 @@ import stat
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from megatron_apo.data.decoding import DEFAULT_LIMITS, ImageLimits, check_size, decode
+from megatron_apo.data.traits import traits
 
 
 @dataclass(frozen=True)
 class ExaminedImage:
-    """A file that was read and decoded once: its SHA-256 (hexadecimal) and the upright picture's size in pixels."""
+    """A file that was read and decoded once: its SHA-256 (hexadecimal) and the upright picture's size in pixels.
+
+    ``pixels_sha256`` is of the RGB pixels: equal for one picture in two lossless files. ``traits`` are of its header.
+    """
 
     path: str
     sha256: str
     width: int
     height: int
+    pixels_sha256: str
+    traits: tuple[str, ...]
 
 
 class ImageCache:
@@ -91,7 +98,14 @@ def examine_image(path: str | Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> 
     """Decodes a picture whose digest is not known yet and keeps nothing of it; ValueError as ``load_image``."""
     data = _read(Path(path), limits)
     picture = decode(data, path, limits)
-    return ExaminedImage(str(path), hashlib.sha256(data).hexdigest(), picture.width, picture.height)
+    pixels = hashlib.sha256(f"{picture.width} {picture.height} ".encode() + picture.tobytes()).hexdigest()
+    digest = hashlib.sha256(data).hexdigest()
+    return ExaminedImage(str(path), digest, picture.width, picture.height, pixels, traits(data))
+
+
+def examined_from(fields: dict[str, Any]) -> ExaminedImage:
+    """What ``asdict`` and JSON made of one, back again."""
+    return ExaminedImage(**{**fields, "traits": tuple(fields["traits"])})
 
 
 def _read(path: Path, limits: ImageLimits) -> bytes:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from megatron_apo.data.examiners import Examined
 from megatron_apo.data.image_files import CacheError, ImageFiles
-from megatron_apo.data.images import ExaminedImage
+from megatron_apo.data.images import ExaminedImage, examined_from
 from megatron_apo.data.prompts import PromptBuilder
 from megatron_apo.data.readers import Record, read_records, sha256_of_data
 from megatron_apo.data.rows import Row, Turn, row_from, unused_keys
@@ -200,6 +200,10 @@ class PromptSet(Sequence[Prompt]):
             self._tokens -= len(self._made.popitem(last=False)[1].token_ids)
         return prompt
 
+    def examined(self) -> Iterator[tuple[Row, list[ExaminedImage]]]:
+        """Every good row as it was understood, and its pictures as they were found."""
+        return (self._rows.get(number) for number in range(len(self)))
+
     @property
     def sizes(self) -> tuple[int, ...]:
         """Good rows of each file."""
@@ -241,7 +245,7 @@ class _RowStore:
         for name in ("images", "choices"):
             fields[name] = tuple(fields[name])
         fields["turns"] = tuple(Turn(turn["role"], tuple(turn["parts"])) for turn in fields["turns"])
-        return Row(**fields), [ExaminedImage(**image) for image in stored["images"]]
+        return Row(**fields), [examined_from(image) for image in stored["images"]]
 
     def knows(self, path: str) -> bool:
         return self._database.execute("SELECT 1 FROM images WHERE path = ?", (path,)).fetchone() is not None
@@ -259,7 +263,7 @@ class _RowStore:
             found = json.loads(text)
             if isinstance(found, str):
                 raise ValueError(found)
-            images.append(ExaminedImage(**found))
+            images.append(examined_from(found))
         return images
 
 
