@@ -33,7 +33,6 @@ def doctor(config: Config, training: Sequence[str], evaluation: Sequence[str], d
     Raises ValueError for a file that cannot be read at all, DoctorError where training would refuse the data or
     evaluation rows stand in the training data.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     builder = PromptBuilder(config.model.path, config.data)
     with ImageExaminers(config.data.workers or min(8, os.cpu_count() or 1)) as examiners:
 
@@ -47,6 +46,7 @@ def doctor(config: Config, training: Sequence[str], evaluation: Sequence[str], d
     told = findings(found, config.data.max_bad_share)
     for finding in told:
         print(f"{_MARKS[finding.level]} {finding.text}")
+    directory.mkdir(parents=True, exist_ok=True)
     write_page(directory / PAGE, found, config.data.max_bad_share)
     _write_skipped(directory / SKIPPED, found)
     write_manifest(directory / MANIFEST, _digests(found))
@@ -79,7 +79,10 @@ def _write_skipped(path: Path, found: Survey) -> None:
         for part in found.parts
         for row in part.prompts.skipped
     ]
-    path.write_text("".join(lines), encoding="utf-8")
+    if lines:
+        path.write_text("".join(lines), encoding="utf-8")
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _digests(found: Survey) -> dict[str, str]:

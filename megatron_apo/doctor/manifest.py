@@ -39,9 +39,7 @@ def read_manifest(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except OSError as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error.strerror or error}); make it with doctor --manifest"
-        ) from error
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error}); doctor DATA writes one") from error
     digests = {}
     for number, line in enumerate(lines, start=1):
         if not line:

@@ -32,8 +32,8 @@ _MORE_STYLE = """
 .row { background:var(--card); border:1px solid var(--line); border-radius:12px; padding:10px; font-size:13px;
   overflow-wrap:anywhere } .row img { max-width:100%; border-radius:6px; background:#fff; display:block;
   margin:0 auto 8px; min-height:56px; object-fit:contain; image-rendering:auto } .row img.small {
-  image-rendering:pixelated; width:100% } .row .soft { font-size:12px } .left td { text-align:left;
-  white-space:normal; overflow-wrap:anywhere }
+  image-rendering:pixelated; width:100% } .row .soft { font-size:12px } .left td, .left th { text-align:left;
+  white-space:normal; overflow-wrap:anywhere } .left td:first-child { white-space:nowrap }
 """
 
 
@@ -86,8 +86,8 @@ def _histogram(spread: Spread) -> str:
         return ""
     values = np.asarray(spread.values, dtype=np.float64)
     low, high = float(values.min()), float(values.max())
-    bins = int(min(_BINS, max(1, high - low + 1)))
-    counts, edges = np.histogram(values, bins=bins, range=(low, high + 1))
+    bins = int(min(_BINS, max(8, high - low + 1)))
+    counts, edges = np.histogram(values, bins=bins, range=(low, max(high + 1, low + bins)))
     width, height, top = 480, 190, 24
     step = width / bins
     bars = "".join(

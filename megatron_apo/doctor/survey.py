@@ -34,7 +34,7 @@ _KINDS = (
     ("id repeated", re.compile(r"id is already taken")),
     ("row unreadable", re.compile(r"not valid JSON|UTF-8|a JSON object is expected|longer than")),
 )
-_OTHER = "other"
+_OTHER = "key missing or wrong"
 
 
 @dataclass
