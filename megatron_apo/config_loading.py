@@ -218,7 +218,7 @@ def _text_lists(section: type, prefix: str) -> set[str]:
     """The settings that are lists of texts, and may be given as one text."""
     found = set()
     for key, kind in get_type_hints(section).items():
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             found |= _text_lists(kind, f"{prefix}{key}.")
         elif kind == tuple[str, ...]:
             found.add(f"{prefix}{key}")

@@ -12,6 +12,7 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
+from typing import cast
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -23,6 +24,7 @@ DAMAGE = (
     *(AssertionError, RuntimeError, MemoryError, struct.error, zlib.error),
 )
 
+_COLOURS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # modes with an RGB of their own
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of a TIFF
 
 # Notes on odd metadata and on sizes; what matters of either is refused or repaired below.
@@ -67,7 +69,9 @@ def decode(data: bytes, name: object, limits: ImageLimits = DEFAULT_LIMITS) -> I
             raise _damaged(name, error) from error
         try:
             return _rgb(opened)
-        except DAMAGE as error:
+        except MemoryError as error:
+            raise _damaged(name, error) from error
+        except ValueError as error:
             raise ValueError(f"image {name}: {error}; convert it to 8-bit PNG or JPEG") from error
 
 
@@ -85,8 +89,9 @@ def check_size(width: int, height: int, name: object, limits: ImageLimits) -> No
 
 
 def _damaged(name: object, error: BaseException) -> ValueError:
-    reason = "more memory is needed than a picture may take" if isinstance(error, MemoryError) else str(error)
-    return ValueError(f"image {name}: truncated or damaged ({reason}); restore the file or remove its row")
+    if isinstance(error, MemoryError):
+        return ValueError(f"image {name}: more memory is needed than a picture may take; shrink it")
+    return ValueError(f"image {name}: truncated or damaged ({error}); restore the file or remove its row")
 
 
 def _other_format(data: bytes) -> str:
@@ -111,22 +116,29 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _from_16_bits(image).convert("RGB")
     if image.mode == "F":
-        low, high = image.getextrema()
+        low, high = _extremes(image)
         if not 0 <= low <= high <= 1:  # false for a NaN too
             raise ValueError(f"floating-point values from {low:g} to {high:g}, only 0 to 1 has a meaning here")
         return image.point(lambda value: value * 255 + 0.5).convert("L").convert("RGB")
     if image.has_transparency_data:
         return _on_white(image)
+    if image.mode not in _COLOURS:
+        raise ValueError(f"colours in the form {image.mode}, of which no plain RGB can be made")
     return image.convert("RGB")
+
+
+def _extremes(image: Image.Image) -> tuple[float, float]:
+    """Of a picture with one channel."""
+    return cast(tuple[float, float], image.getextrema())
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
     """8-bit grey: 65535 becomes 255 (Pillow's own conversion would clip all above 255 to white)."""
     transparent = image.info.get("transparency")
     wide = image if image.mode == "I" else image.convert("I")
-    low, high = wide.getextrema()
+    low, high = _extremes(wide)
     if not 0 <= low <= high <= 65535:
-        raise ValueError(f"integer values from {low} to {high}, only 16 bits have a meaning here")
+        raise ValueError(f"integer values from {low:g} to {high:g}, only 16 bits have a meaning here")
     table = [(value + 128) // 257 for value in range(65536)]
     if isinstance(transparent, int) and 0 <= transparent <= 65535:
         table[transparent] = 255  # as all transparency: on white

@@ -12,8 +12,7 @@ import json
 import resource
 import sys
 from dataclasses import asdict
-
-import psutil
+from pathlib import Path
 
 from megatron_apo.data.images import examine_image
 
@@ -23,16 +22,21 @@ def _examined(path: str) -> dict[str, object] | str:
         found = examine_image(path)
     except ValueError as error:
         return str(error)
-    except MemoryError:
+    except MemoryError:  # of the file itself; the decoder speaks for what it makes of it
         return f"image {path}: more memory is needed than a picture may take; shrink it"
     return asdict(found)
+
+
+def _address_space() -> int:
+    """Bytes that this process has mapped (proc(5), statm)."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def main() -> None:
     """Serves until the end of the input."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--memory-mib", type=int, required=True, help="that a picture may take beside the process")
-    limit = psutil.Process().memory_info().vms + parser.parse_args().memory_mib * 2**20
+    limit = _address_space() + parser.parse_args().memory_mib * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     replies, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not get among the replies

@@ -198,7 +198,8 @@ def _parquet_records(files: list[Path]) -> Iterator[Record]:
     number = 0
     for path in files:
         try:
-            with pyarrow.parquet.ParquetFile(path, buffer_size=_CHUNK) as file:
+            # Buffered ahead, as is the default, every row group would stay in memory until the end.
+            with pyarrow.parquet.ParquetFile(path, buffer_size=_CHUNK, pre_buffer=False) as file:
                 for batch in file.iter_batches(batch_size=_BATCH):
                     for fields in batch.to_pylist():
                         number += 1

@@ -103,11 +103,11 @@ def check_unchanged(directory: Path, read: Mapping[str, PromptSet]) -> None:
     for setting in now.keys() & before.keys():
         old, new = before[setting], now[setting]
         files = {file["path"]: file["sha256"] for file in old["files"]}
-        for file in new["files"]:
-            if files.get(file["path"]) != file["sha256"]:
+        for file in read[setting].files:
+            if files.get(file.path) != file.sha256:
                 raise ValueError(
-                    f"{setting}: {file['path']} is not what the run began with (SHA-256 {file['sha256']}, recorded "
-                    f"{files.get(file['path'])}); restore it, or start a new run in another directory"
+                    f"{setting}: {file.path} is not what the run began with (SHA-256 {file.sha256}, recorded "
+                    f"{files.get(file.path)}); restore it, or start a new run in another directory"
                 )
         if old["rows_sha256"] != new["rows_sha256"]:
             raise ValueError(

@@ -169,7 +169,7 @@ def _placed(chat: list[dict[str, Any]], beside: Sequence[Any]) -> tuple[list[Any
         first["content"][:0] = [{"type": "image", "image": None} for _ in beside]
     elif free != len(beside):
         raise ValueError(f"{free} place(s) for images in the text ({PLACEHOLDER}), {len(beside)} image(s) beside it")
-    remaining, references = iter(beside), []
+    remaining, references = iter(beside), list[Any]()
     turns = []
     for turn in chat:
         shown: list[str | int] = []

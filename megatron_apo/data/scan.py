@@ -7,12 +7,9 @@ the rows nor their ids have to fit into memory. A prompt is tokenised again when
 
 from __future__ import annotations
 
-import hashlib
-import json
-import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -22,10 +19,11 @@ from tqdm import tqdm
 
 from megatron_apo.data.examiners import Examined
 from megatron_apo.data.image_files import CacheError, ImageFiles
-from megatron_apo.data.images import ExaminedImage, examined_from
+from megatron_apo.data.images import ExaminedImage
 from megatron_apo.data.prompts import PromptBuilder
 from megatron_apo.data.readers import Record, read_records, sha256_of_data
-from megatron_apo.data.rows import Row, Turn, row_from, unused_keys
+from megatron_apo.data.row_store import RowStore
+from megatron_apo.data.rows import Row, row_from, unused_keys
 from megatron_apo.records import Prompt
 
 _BATCH = 64  # rows whose pictures are examined together
@@ -90,7 +88,7 @@ class Scan:
 
     def run(self, files: Sequence[str]) -> PromptSet:
         """Reads the data files; ValueError for one that cannot be read, or not to its end. Bad rows raise nothing."""
-        rows = _RowStore()
+        rows = RowStore()
         scanned: list[ScannedFile] = []
         skipped: list[SkippedRow] = []
         for file, name in zip(files, _names(files), strict=True):
@@ -124,7 +122,7 @@ class Scan:
                     raise ValueError(str(error)) from error
                 yield draft
 
-    def _finished(self, drafts: Iterator[_Draft], rows: _RowStore) -> Iterator[_Draft]:
+    def _finished(self, drafts: Iterator[_Draft], rows: RowStore) -> Iterator[_Draft]:
         """The drafts in order, their pictures examined, the good ones in ``rows`` when they come out."""
         while batch := list(islice(drafts, _BATCH)):
             paths = dict.fromkeys(path for draft in batch if draft.row is not None for path in draft.row.images)
@@ -170,7 +168,7 @@ class PromptSet(Sequence[Prompt]):
     """
 
     def __init__(
-        self, builder: PromptBuilder, rows: _RowStore, files: tuple[ScannedFile, ...], skipped: tuple[SkippedRow, ...]
+        self, builder: PromptBuilder, rows: RowStore, files: tuple[ScannedFile, ...], skipped: tuple[SkippedRow, ...]
     ) -> None:
         self.files = files
         self.skipped = skipped
@@ -208,63 +206,6 @@ class PromptSet(Sequence[Prompt]):
     def sizes(self) -> tuple[int, ...]:
         """Good rows of each file."""
         return tuple(file.good for file in self.files)
-
-
-class _RowStore:
-    """Good rows by number, and what is known of every image file, in a database that vanishes with the process."""
-
-    def __init__(self) -> None:
-        # An empty name: on disk where the system keeps temporary files, removed when it is closed.
-        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        self._database.execute("PRAGMA journal_mode = OFF")
-        self._database.execute("PRAGMA synchronous = OFF")
-        self._database.execute("CREATE TABLE rows (number INTEGER PRIMARY KEY, id TEXT UNIQUE, place TEXT, row TEXT)")
-        self._database.execute("CREATE TABLE images (path TEXT PRIMARY KEY, found TEXT)")
-        self._database.execute("BEGIN")  # never committed: nobody else reads it
-        self._count = 0
-        self.sha256 = hashlib.sha256()
-
-    def __len__(self) -> int:
-        return self._count
-
-    def add(self, row: Row, place: str, images: Sequence[ExaminedImage]) -> None:
-        """ValueError when the id is taken."""
-        taken = self._database.execute("SELECT place FROM rows WHERE id = ?", (row.id,)).fetchone()
-        if taken is not None:
-            raise ValueError(f"this id is already taken by {taken[0]}; ids must be unique")
-        text = json.dumps({"row": asdict(row), "images": [asdict(image) for image in images]})
-        self._database.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", (self._count, row.id, place, text))
-        content = {**asdict(row), "images": [image.sha256 for image in images]}
-        self.sha256.update(json.dumps(content, sort_keys=True).encode())
-        self._count += 1
-
-    def get(self, number: int) -> tuple[Row, list[ExaminedImage]]:
-        (text,) = self._database.execute("SELECT row FROM rows WHERE number = ?", (number,)).fetchone()
-        stored = json.loads(text)
-        fields = stored["row"]
-        for name in ("images", "choices"):
-            fields[name] = tuple(fields[name])
-        fields["turns"] = tuple(Turn(turn["role"], tuple(turn["parts"])) for turn in fields["turns"])
-        return Row(**fields), [examined_from(image) for image in stored["images"]]
-
-    def knows(self, path: str) -> bool:
-        return self._database.execute("SELECT 1 FROM images WHERE path = ?", (path,)).fetchone() is not None
-
-    def examine(self, paths: Sequence[str], examine: Callable[[Sequence[str]], list[Examined]]) -> None:
-        for path, found in zip(paths, examine(paths) if paths else [], strict=True):
-            text = json.dumps(found if isinstance(found, str) else asdict(found))
-            self._database.execute("INSERT INTO images VALUES (?, ?)", (path, text))
-
-    def images(self, paths: Sequence[str]) -> list[ExaminedImage]:
-        """ValueError for the first that is bad."""
-        images = []
-        for path in paths:
-            (text,) = self._database.execute("SELECT found FROM images WHERE path = ?", (path,)).fetchone()
-            found = json.loads(text)
-            if isinstance(found, str):
-                raise ValueError(found)
-            images.append(examined_from(found))
-        return images
 
 
 def _names(files: Sequence[str]) -> list[str]:

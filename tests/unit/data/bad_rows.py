@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 GOOD: dict[str, Any] = {"images": ["good.png"], "question": "How many?", "answer": "4"}
 _ABSENT = object()
@@ -60,7 +60,18 @@ def _fields() -> list[tuple[dict[str, Any], str]]:
     cases += [(row(id="taken"), "this id is already taken by line 1; ids must be unique")]
     for key in ("demonstration", "category"):
         cases += [(row(**{key: value}), f"{key}=") for value in (4, 1.5, True, ["x"], {"x": 1}, "a\0", "\udfff")]
-    texts: list[Any] = ["A", 4, {"A": "1"}, ["A"], ["A", "A"], ["A", ""], ["A", 4], ["A", None], [" ", "B"], ["A", "\0"]]
+    texts: list[Any] = [
+        "A",
+        4,
+        {"A": "1"},
+        ["A"],
+        ["A", "A"],
+        ["A", ""],
+        ["A", 4],
+        ["A", None],
+        [" ", "B"],
+        ["A", "\0"],
+    ]
     cases += [(row(choices=value), "choices=") for value in texts]
     unlisted: list[Any] = [_ABSENT, None, [], "good.png", 4, {"path": "good.png"}]
     cases += [(row(images=value), "images=") for value in unlisted]
@@ -68,14 +79,14 @@ def _fields() -> list[tuple[dict[str, Any], str]]:
     cases += [(row(images=[value]), "must be a file name, or a picture as bytes") for value in nameless]
     cases += [(row(image="good.png"), "images and image: only one of them")]
     for typo in ("qestion", "questions", "messages", "awnser", "answers"):
-        kept = {key: value for key, value in GOOD.items() if key != ("answer" if "a" == typo[0] else "question")}
+        kept = {key: value for key, value in GOOD.items() if key != ("answer" if typo[0] == "a" else "question")}
         cases.append(({**kept, typo: "x"}, f"unknown key {typo!r}; did you mean"))
     cases += [(row(**{typo: "x"}), f"unknown key {typo!r}") for typo in ("demonstraton", "catgory", "choises")]
     cases += [(row(answer=f"unparsable {n}"), "the grader cannot parse it (no number in it)") for n in range(3)]
     tokens = ("<|im_end|>", "<|im_start|>", "<|image_pad|>", "<|vision_start|>", "<|video_pad|>", "<|endoftext|>")
     cases += [(row(question=f"How {token} many?"), f"its text contains {token}") for token in tokens]
     cases += [(row(question="long " * 3000), "prompt tokens exceed data.max_prompt_tokens=")]
-    cases += [(row(images=["good.png"] * 300), "prompt tokens exceed data.max_prompt_tokens=")]
+    cases += [(row(images=["good.png"] * 400), "prompt tokens exceed data.max_prompt_tokens=")]
     return cases
 
 
@@ -165,6 +176,16 @@ def png(width: int, height: int, *, pixels: bytes = b"", before: bytes = b"") ->
     return b"\x89PNG\r\n\x1a\n" + header + before + end
 
 
+SMALL = {256: 8, 257: 8, 258: 8, 259: 5, 262: 1, 277: 1}  # the tags of 8 x 8 pixels of 8-bit grey, as LZW
+
+
+def tiff(tags: dict[int, int | tuple[int, int, int]], data: bytes) -> bytes:
+    """A TIFF of ``data`` (at byte 8) and tags, each a number or (type, count, value or place)."""
+    entries = [(tag, *(value if isinstance(value, tuple) else (4, 1, value))) for tag, value in sorted(tags.items())]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + directory
+
+
 def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
@@ -176,13 +197,12 @@ def _pictures() -> dict[str, tuple[bytes, str]]:
     noise = Image.effect_noise((200, 200), 90)
     whole = {kind: _encoded(noise, kind) for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")}
     cases = {f"half_{kind}": (data[: len(data) // 2], "truncated or damaged") for kind, data in whole.items()}
-    cases |= {f"start_{kind}": (data[:7], "format that is read") for kind, data in whole.items() if kind != "BMP"}
+    cases |= {f"start_{kind}": (data[:7], "format that is read") for kind, data in whole.items() if kind[0] not in "BJ"}
+    cases["start_JPEG"] = (whole["JPEG"][:7], "truncated or damaged")
     for kind in ("PPM", "ICO", "TGA", "PCX", "SGI"):
         cases[kind] = (_encoded(noise.resize((64, 64)).convert("RGB"), kind), "format")
     flipped = bytearray(whole["PNG"])
     flipped[len(flipped) // 2] ^= 1
-    tile = TiffImagePlugin.ImageFileDirectory_v2()
-    tile[322], tile[323] = 60_000, 60_000
     lab = Image.new("LAB", (8, 8))
     return cases | {
         "flipped": (bytes(flipped), "truncated or damaged"),
@@ -207,7 +227,10 @@ def _pictures() -> dict[str, tuple[bytes, str]]:
         "bright": (_encoded(Image.new("F", (8, 8), 200.0), "TIFF"), "only 0 to 1 has a meaning"),
         "deep": (_encoded(Image.new("I", (8, 8), 70_000), "TIFF"), "only 16 bits have a meaning"),
         "negative": (_encoded(Image.new("I", (8, 8), -1), "TIFF"), "only 16 bits have a meaning"),
-        "tile": (_encoded(Image.new("L", (8, 8)), "TIFF", tiffinfo=tile), "tiles of 60000 x 60000 pixels"),
+        "tile": (
+            tiff({**SMALL, 322: 60_000, 323: 60_000, 324: 8, 325: 64}, bytes(64)),
+            "tiles of 60000 x 60000 pixels",
+        ),
     }
 
 

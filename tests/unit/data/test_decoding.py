@@ -74,10 +74,10 @@ def _with_transparency(png: bytes, value: int) -> bytes:
 
 
 def test_16_bit_colour_and_wide_grey() -> None:
-    from tests.unit.data.bad_rows import _chunk
-
     import struct
     import zlib
+
+    from tests.unit.data.bad_rows import _chunk
 
     pixels = b"\0" + struct.pack(">6H", 0, 32768, 65535, 257, 65278, 40000)
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))

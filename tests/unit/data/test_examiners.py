@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import signal
-import struct
 import subprocess
 import zlib
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from PIL import Image
 from megatron_apo.data import examiners
 from megatron_apo.data.examiners import ImageExaminers, examine_here
 from megatron_apo.data.images import ExaminedImage
-from tests.unit.data.bad_rows import _chunk, png
+from tests.unit.data.bad_rows import SMALL, _chunk, png, tiff
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +39,13 @@ def test_they_find_what_is_found_here(one: ImageExaminers, tmp_path: Path) -> No
         assert several(paths) == found and several([]) == []
 
 
-def tiff_of_many_tags(size: int) -> bytes:
-    """Every tag claims the same large piece of the file: its directory would be a hundred times the file."""
-    entries = [(256, 4, 1, 8), (257, 4, 1, 8)] + [(40000 + n, 7, size, 8) for n in range(200)]
-    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
-    return struct.pack("<2sHI", b"II", 42, 8 + size) + bytes(size) + directory
+def gif_of_many_frames(side: int, count: int) -> bytes:
+    """One frame, again and again."""
+    buffer = io.BytesIO()
+    Image.new("L", (side, side)).save(buffer, "GIF")
+    data = buffer.getvalue()
+    start = data.index(b"\x2c" + bytes(4))  # the image descriptor, at the left top
+    return data[:start] + data[start:-1] * count + b"\x3b"
 
 
 def test_bombs(one: ImageExaminers, tmp_path: Path) -> None:
@@ -52,20 +53,23 @@ def test_bombs(one: ImageExaminers, tmp_path: Path) -> None:
     pages = [Image.new("1", (8, 8), n % 2) for n in range(300)]
     many = io.BytesIO()
     pages[0].save(many, "TIFF", save_all=True, append_images=pages[1:])
-    frames = io.BytesIO()
-    tall = [Image.new("L", (2000, 2000), n) for n in range(12)]
-    tall[0].save(frames, "GIF", save_all=True, append_images=tall[1:])
-    text = _chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(bytes(300_000_000), 9))
-    profile = _chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(300_000_000), 9))
-    cases = {
+    hundred_million = zlib.compress(bytes(10**8), 1)
+    text = _chunk(b"iTXt", b"a\0\1\0\0\0" + hundred_million)
+    profile = _chunk(b"iCCP", b"a\0\0" + hundred_million)
+    texts = _chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**6))) * 100
+    claims = {40000 + n: (7, 30_000_000, 8) for n in range(200)}  # each tag is all of the file
+    jpeg = io.BytesIO()
+    Image.new("L", (8000, 8000)).save(jpeg, "JPEG", progressive=True)
+    cases: dict[str, tuple[bytes, str | None]] = {
         "grey.png": (png(8000, 8000, pixels=bytes(8001 * 8000)), None),
         "wide.png": (png(60_000, 60_000, pixels=bytes(1000)), "too many pixels"),
         "text.png": (png(8, 8, pixels=bytes(72), before=text), "damaged"),
         "profile.png": (png(8, 8, pixels=bytes(72), before=profile), "damaged"),
-        "texts.png": (png(8, 8, pixels=bytes(72), before=_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**6))) * 100), "damaged"),
-        "tags.tiff": (tiff_of_many_tags(30_000_000), "damaged"),
+        "texts.png": (png(8, 8, pixels=bytes(72), before=texts), "damaged"),
+        "tags.tiff": (tiff({**SMALL, **claims}, bytes(30_000_000)), "damaged"),
+        "progressive.jpg": (jpeg.getvalue(), None),
         "pages.tiff": (many.getvalue(), None),
-        "frames.gif": (frames.getvalue(), None),
+        "frames.gif": (gif_of_many_frames(1000, 10_000), None),
     }
     paths = [tmp_path / name for name in cases]
     for path, (data, _) in zip(paths, cases.values(), strict=True):
@@ -76,6 +80,16 @@ def test_bombs(one: ImageExaminers, tmp_path: Path) -> None:
     assert peak < 1.1 * 2**20  # KiB; a tenth for the process itself
 
 
+def test_the_limit_of_memory_is_felt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examiners, "MEMORY_MIB", 100)
+    for name, side in (("large.png", 6000), ("small.png", 600)):
+        (tmp_path / name).write_bytes(png(side, side, pixels=bytes((side + 1) * side)))
+    with ImageExaminers(1) as pool:
+        large, small = pool([str(tmp_path / "large.png"), str(tmp_path / "small.png")])
+    assert "more memory is needed than a picture may take" in str(large)  # 36 MB of grey, and 144 as RGB
+    assert isinstance(small, ExaminedImage)
+
+
 def _process(pool: ImageExaminers) -> subprocess.Popen[bytes]:
     examiner = pool._idle.get()
     pool._idle.put(examiner)
@@ -83,9 +97,7 @@ def _process(pool: ImageExaminers) -> subprocess.Popen[bytes]:
     return examiner._process
 
 
-def test_a_picture_that_ends_or_holds_up_the_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_that_ends_or_holds_up_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker of the test's own dies of one picture and sleeps over another; the others are examined all the same."""
     worker = tmp_path / "worker.py"
     worker.write_text(

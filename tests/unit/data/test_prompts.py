@@ -238,4 +238,6 @@ def test_trainer_and_engine_open_the_same_picture(processor_directory: Path, tmp
         engine = processor(images=[opened], return_tensors="pt")
         assert engine["image_grid_thw"][0].tolist() == list(image.grid_thw)
         assert torch.equal(engine["pixel_values"], builder.pixel_values(image))
-    assert np.array_equal(np.asarray(open_image(builder.build(row(str(tmp_path / "wide.png"))).images[0]))[..., 0], grey)
+    assert np.array_equal(
+        np.asarray(open_image(builder.build(row(str(tmp_path / "wide.png"))).images[0]))[..., 0], grey
+    )

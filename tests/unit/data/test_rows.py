@@ -51,7 +51,10 @@ def test_the_authors_rows(as_text: bool) -> None:
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Is <image> red?"},
         {"role": "assistant", "content": "No."},
-        {"role": "user", "content": [{"type": "text", "text": "And "}, {"type": "image"}, {"type": "text", "text": "?"}]},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "And "}, {"type": "image"}, {"type": "text", "text": "?"}],
+        },
     ]
     chat = read({"message": message(turns), "images": ["1.png", "2.png"], "answer": "yes"})
     assert chat.images == ("/root/1.png", "/root/2.png") and chat.question == "And ?"
@@ -61,7 +64,9 @@ def test_the_authors_rows(as_text: bool) -> None:
         Turn("assistant", ("No.",)),
         Turn("user", ("And ", 1, "?")),
     )
-    first = read({"message": message([turns[0], {"role": "user", "content": "How?"}]), "image": "1.png", "answer": "so"})
+    first = read(
+        {"message": message([turns[0], {"role": "user", "content": "How?"}]), "image": "1.png", "answer": "so"}
+    )
     assert first.turns == (Turn("system", ("Be brief.",)), Turn("user", (0, "How?")))
 
 

@@ -76,7 +76,11 @@ def the_twelve(root: Path) -> list[dict[str, Any]]:
     chats: list[dict[str, Any]] = [
         {"message": json.dumps([{"role": "user", "content": content}]), "answer": "$42$"},
         {"message": json.dumps(chat), "images": ["0.png"], "answer": "7", "source": "elsewhere"},
-        {"message": json.dumps([*chat, {"role": "assistant", "content": "Three."}]), "images": ["0.png"], "answer": "3"},
+        {
+            "message": json.dumps([*chat, {"role": "assistant", "content": "Three."}]),
+            "images": ["0.png"],
+            "answer": "3",
+        },
         {"message": "How many dots?", "image": "1.png", "answer": "8"},
     ]
     named = [{"id": 7, "images": [f"file://{root}/1.png"], "question": "How?", "answer": "so"}]
@@ -164,7 +168,7 @@ def test_pictures_as_bytes(kind: str, builder: PromptBuilder, tmp_path: Path) ->
     data = (tmp_path / "1.png").read_bytes()
     rows = [
         {"images": [{"bytes": data, "path": "elsewhere.png"}], "question": "How?", "answer": "so"},
-        {"images": [{"bytes": None, "path": "1.png"}], "question": "How?", "answer": "so"},
+        {"images": [{"bytes": None, "path": str(tmp_path / "1.png")}], "question": "How?", "answer": "so"},
         {"images": [{"bytes": b"no picture", "path": None}], "question": "How?", "answer": "so"},
         {"images": [{"bytes": data, "path": None}], "question": "How?", "answer": "so"},
     ]
@@ -178,7 +182,9 @@ def test_pictures_as_bytes(kind: str, builder: PromptBuilder, tmp_path: Path) ->
         Dataset.from_list(rows, features=features).save_to_disk(str(tmp_path / "saved"))
         path = tmp_path / "saved"
     found = scan(builder, path, image_root=str(tmp_path))
-    assert [(skipped.row, skipped.reason.split(": ")[-1][:13]) for skipped in found.skipped] == [("row 3", "not an image ")]
+    assert [(skipped.row, skipped.reason.split(": ")[-1][:13]) for skipped in found.skipped] == [
+        ("row 3", "not an image ")
+    ]
     first, named, again = (prompt.images[0] for prompt in found)
     assert first == again and first.sha256 == named.sha256 == Path(first.path).name
     assert Path(first.path).is_relative_to(Path(builder.data.cache)) and Path(first.path).read_bytes() == data
@@ -237,7 +243,11 @@ def test_a_bad_row_of_a_json_list_costs_itself_alone(builder: PromptBuilder, tmp
 def test_ids_of_several_files(builder: PromptBuilder, tmp_path: Path) -> None:
     rows = the_twelve(tmp_path)[:2]
     (tmp_path / "other").mkdir()
-    files = [write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", rows), write(tmp_path / "other/a.jsonl", rows)]
+    files = [
+        write(tmp_path / "a.jsonl", rows),
+        write(tmp_path / "b.jsonl", rows),
+        write(tmp_path / "other/a.jsonl", rows),
+    ]
     found = scan(builder, *files, image_root=str(tmp_path))
     assert [prompt.id for prompt in found] == ["a/p0", "a/p1", "b/p0", "b/p1", "a#3/p0", "a#3/p1"]
     assert found.sizes == (2, 2, 2)
