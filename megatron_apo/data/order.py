@@ -17,8 +17,8 @@ class PromptStream:
 
     A source is a run of prompts: ``sizes`` of them follow each other, as data files do. Without ``weights`` they are
     one source, in which every prompt is as likely as any other. With them, source k gives ``weights[k]`` of each
-    ``sum(weights)`` prompts, whatever its size: of any first n prompts that many to within one, exactly after every
-    round of the (whole) weights.
+    ``sum(weights)`` prompts, whatever its size: exactly in every round of the (whole) weights, and of any first n
+    prompts to within two.
 
     The order of a source is the concatenation of its epochs' orders, so a step that crosses an epoch's end may see a
     prompt a second time. Raises ValueError for nothing to draw from.

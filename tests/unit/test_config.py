@@ -58,6 +58,49 @@ def test_text_on_the_command_line_is_taken_as_it_stands(given: str, read: str) -
     assert load_config(None, [f"--data.instruction={given}"]).data.instruction == read
 
 
+@pytest.mark.parametrize(
+    ("yaml", "override", "read"),
+    [
+        ("train: rows.jsonl", None, ("rows.jsonl",)),
+        ("train: [a.jsonl, 'b #1.parquet']", None, ("a.jsonl", "b #1.parquet")),
+        ("train:\n    - a.jsonl", None, ("a.jsonl",)),
+        ("train: []", None, ()),
+        ("train: ''", None, ()),
+        ("train: a.jsonl", "[b.jsonl, c.jsonl]", ("b.jsonl", "c.jsonl")),
+        ("train: [a.jsonl, b.jsonl]", "rows of 2026 #1.jsonl", ("rows of 2026 #1.jsonl",)),
+        ("train: a.jsonl", "2026", ("2026",)),
+        ("train: a.jsonl", "'[b].jsonl'", ("[b].jsonl",)),
+        ("train: a.jsonl", "", ()),
+    ],
+)
+def test_one_file_or_a_list(yaml: str, override: str | None, read: tuple[str, ...], tmp_path: Path) -> None:
+    overrides = [] if override is None else [f"--data.train={override}"]
+    config = load_config(write(tmp_path, f"data:\n  {yaml}\n"), overrides)
+    assert config.data.train == read
+    again = load_config(write(tmp_path, dump_config(config)))
+    assert again == config
+
+
+def test_weights_go_with_files(tmp_path: Path) -> None:
+    files = "--data.train=[a.jsonl, b.jsonl]"
+    config = load_config(None, [files, "--data.weights=[3, 0.5]"])
+    assert config.data.weights == (3.0, 0.5) and all(isinstance(weight, float) for weight in config.data.weights)
+    assert "train: rows.jsonl" in dump_config(load_config(None, ["--data.train=rows.jsonl"]))
+    for weights, message in (
+        ("[1]", r"must have one weight for each of the 2 file\(s\) of data.train"),
+        ("[1, 0]", "must each lie between 0.001 and 100"),
+        ("[1, .inf]", "must each lie between 0.001 and 100"),
+        ("[1, many]", "must be a number"),
+        ("3", "must be a list of numbers"),
+    ):
+        with pytest.raises(ValueError, match=rf"data\.weights=.*{message}"):
+            load_config(None, [files, f"--data.weights={weights}"])
+    with pytest.raises(ValueError, match=r"data\.train=5: must be text"):
+        load_config(None, ["--data.train=[5]"])
+    with pytest.raises(ValueError, match=r"data\.train=\{.*: must be text or a list of texts, this is a section"):
+        load_config(write(tmp_path, "data:\n  train: {a: 3}\n"))
+
+
 def test_an_override_of_a_nested_section() -> None:
     config = load_config(None, ["--objective.stcr.base=1.01", "--objective.stcr.only_negative=true"])
     assert config.objective.stcr.base == 1.01 and config.objective.stcr.only_negative is True

@@ -35,6 +35,12 @@ def test_refills_draw_from_what_a_step_does_not_take() -> None:
     assert PromptStream(2, 5, seed=0).spare(0) == []
 
 
+def test_the_order_of_a_seed_stays_what_it_was() -> None:
+    """A run that is resumed after an update of this package goes on in its order."""
+    stream = PromptStream(7, 3, seed=0)
+    assert stream.indices(0) == [0, 6, 1] and stream.indices(2) == [2, 2, 0] and stream.spare(1) == [1, 6, 0, 2]
+
+
 def test_files_without_weights_are_one() -> None:
     for step in range(4):
         assert PromptStream((3, 4), 3, seed=1).indices(step) == PromptStream(7, 3, seed=1).indices(step)
@@ -53,6 +59,11 @@ def test_weights_are_kept_at_every_moment(sizes: Sequence[int], weights: Sequenc
         drawn[next(source for source, end in enumerate(ends) if index < end)] += 1
         for source, weight in enumerate(weights):
             assert abs(drawn[source] - (step + 1) * weight / total) < 1
+    many = PromptStream((5,) * 8, 1, seed=0, weights=(3, 50, 3, 1, 1, 10, 50, 1))
+    counts = Counter[int]()
+    for step in range(300):
+        counts[many.indices(step)[0] // 5] += 1
+        assert abs(counts[1] - (step + 1) * 50 / 119) < 2 and abs(counts[3] - (step + 1) / 119) < 2
     one_round = PromptStream((10, 100), 8, seed=0, weights=(3, 1))
     assert all(sum(index < 10 for index in one_round.indices(step)) == 6 for step in range(50))
 
