@@ -76,8 +76,8 @@ def main() -> None:
         bare = decode_all(path)
         ours = examine_all(path, options.model, options.workers, Path(temporary) / "found")
     print(
-        f"{options.rows:,} rows: doctor {ours:.1f} s with {options.workers} processes; decoding alone, in a bare loop of "
-        f"one process, {bare:.1f} s: {ours / bare:.2f}"
+        f"{options.rows:,} rows: doctor {ours:.1f} s with {options.workers} processes; decoding alone in a "
+        f"bare loop of one process, {bare:.1f} s: {ours / bare:.2f}"
     )
     if ours > LIMIT_SECONDS * options.rows / LIMIT_ROWS:
         raise SystemExit(f"above {LIMIT_SECONDS:.0f} s for {LIMIT_ROWS:,} rows")
