@@ -1,4 +1,4 @@
-"""The command line: ``python -m megatron_apo train | sft | evaluate | plan | report``, installed as ``megatron-apo``.
+"""The command line: ``python -m megatron_apo train | sft | evaluate | doctor | plan | report``, and ``megatron-apo``.
 
 Nothing heavy is imported here, so that help is quick; each command imports what it runs.
 """
@@ -26,6 +26,7 @@ examples:
   python -m megatron_apo evaluate --config runs/quickstart/apo/config.yaml --model runs/quickstart/apo/export \\
                                   --output evaluations/trained
   python -m megatron_apo evaluate --compare evaluations/before evaluations/trained
+  python -m megatron_apo doctor   --config runs/quickstart/apo/config.yaml --output runs/quickstart/doctor
   python -m megatron_apo report   runs/quickstart/apo
   python -m megatron_apo report   --compare runs/quickstart/apo runs/mine --output comparison.html
   python -m megatron_apo plan     --model Qwen2.5-VL-7B --gpus 8 --memory 80
@@ -100,8 +101,10 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         help="instead: these evaluations of the same rows side by side; --output then names the page",
     )
+    from megatron_apo.doctor.arguments import add_arguments as add_doctor_arguments
     from megatron_apo.planning.command import add_arguments
 
+    add_doctor_arguments(command("doctor", "read data once and say what is in it, and what training would skip"))
     add_arguments(command("plan", "say which layouts of a model fit some GPUs, and what each needs"))
     report = command("report", "write report.html of a run: one file that opens offline")
     report.add_argument("directory", metavar="DIR", nargs="?", help="the run's directory")
@@ -251,6 +254,37 @@ def _compare_evaluations(options: argparse.Namespace, overrides: list[str]) -> N
     print(f"page: {write_comparison_page(evaluated, options.output or 'comparison.html')}", file=sys.stderr)
 
 
+def _doctor(options: argparse.Namespace, overrides: list[str]) -> None:
+    from megatron_apo.config_checks import require
+    from megatron_apo.config_loading import load_config
+    from megatron_apo.doctor.manifest import ManifestError, check
+
+    if options.check:
+        if options.data or overrides:
+            raise ValueError("doctor --check: reads the manifest alone; give no data and no settings with it")
+        try:
+            check(Path(options.check))
+        except ManifestError as error:
+            raise _RunStopped(str(error)) from error
+        return
+    config = load_config(options.config, [*overrides, *([f"--model.path={options.model}"] if options.model else [])])
+    require(config, "model.path")
+    training = options.data or list(config.data.train)
+    kept = [name for name in (config.data.validation, config.data.test) if name and not options.data]
+    evaluation = options.evaluation if options.evaluation is not None else kept
+    if not training and not evaluation:
+        raise ValueError("doctor: no data; name the files, or give --config with data.train")
+    from megatron_apo.platform.host import prepare
+
+    prepare()
+    from megatron_apo.doctor.command import DoctorError, doctor
+
+    try:
+        doctor(config, training, evaluation, Path(options.output))
+    except DoctorError as error:
+        raise _RunStopped(str(error)) from error
+
+
 def _plan(options: argparse.Namespace, overrides: list[str]) -> None:
     if overrides:
         raise ValueError(f"{overrides[0]}: plan takes no settings; its options are in plan --help")
@@ -277,4 +311,11 @@ def _report(options: argparse.Namespace, overrides: list[str]) -> None:
     print(write_report(directory, output=options.output))
 
 
-_COMMANDS = {"train": _train, "sft": _sft, "evaluate": _evaluate, "plan": _plan, "report": _report}
+_COMMANDS = {
+    "train": _train,
+    "sft": _sft,
+    "evaluate": _evaluate,
+    "doctor": _doctor,
+    "plan": _plan,
+    "report": _report,
+}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from megatron_apo.data.images import ExaminedImage, examine_image
+from megatron_apo.data.images import ExaminedImage, examine_image, examined_from
 
 MEMORY_MIB = 1024
 SECONDS = 60.0  # of one picture, on a busy machine
@@ -108,7 +108,7 @@ class _Examiner:
             self._process.stdin.flush()
         except BrokenPipeError:
             return found
-        for path in paths:
+        for _ in paths:
             alarm = threading.Timer(SECONDS, self._process.kill)
             alarm.start()
             line = self._process.stdout.readline()
@@ -116,7 +116,7 @@ class _Examiner:
             if not line.endswith(b"\n"):
                 break
             answer = json.loads(line)
-            found.append(answer if isinstance(answer, str) else ExaminedImage(path, *answer))
+            found.append(answer if isinstance(answer, str) else examined_from(answer))
         return found
 
     def end(self) -> None:

@@ -1,8 +1,8 @@
 """A process that examines pictures: ``python -m megatron_apo.data.image_worker``, JSON lines in, JSON lines out.
 
-Reads ``{"paths": […]}`` and writes a line for every path, ``[sha256, width, height]`` or the text of what is wrong. It
-ends when its input does. A process of its own because a file nobody has looked at yet may take all memory, or end the
-process inside a codec: here neither costs more than one row.
+Reads ``{"paths": […]}`` and writes a line for every path: the fields of its ``ExaminedImage``, or the text of what is
+wrong. It ends when its input does. A process of its own because a file nobody has looked at yet may take all memory, or
+end the process inside a codec: here neither costs more than one row.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ import argparse
 import json
 import resource
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from megatron_apo.data.images import examine_image
 
 
-def _examined(path: str) -> list[str | int] | str:
+def _examined(path: str) -> dict[str, object] | str:
     try:
         found = examine_image(path)
     except ValueError as error:
         return str(error)
     except MemoryError:  # of the file itself; the decoder speaks for what it makes of it
         return f"image {path}: more memory is needed than a picture may take; shrink it"
-    return [found.sha256, found.width, found.height]
+    return asdict(found)
 
 
 def _address_space() -> int:

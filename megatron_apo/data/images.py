@@ -12,20 +12,27 @@ import stat
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from megatron_apo.data.decoding import DEFAULT_LIMITS, ImageLimits, check_size, decode
+from megatron_apo.data.traits import traits
 
 
 @dataclass(frozen=True)
 class ExaminedImage:
-    """A file that was read and decoded once: its SHA-256 (hexadecimal) and the upright picture's size in pixels."""
+    """A file that was read and decoded once: its SHA-256 (hexadecimal) and the upright picture's size in pixels.
+
+    ``pixels_sha256`` is of the RGB pixels: equal for one picture in two lossless files. ``traits`` are of its header.
+    """
 
     path: str
     sha256: str
     width: int
     height: int
+    pixels_sha256: str
+    traits: tuple[str, ...]
 
 
 class ImageCache:
@@ -56,6 +63,7 @@ class ImageCache:
         self._pixels = 0
 
 
+_STRIP = 256  # rows
 CACHE = ImageCache(images=256, pixels=64 * 1024 * 1024)  # 256 MiB at most: Pillow keeps RGB in four bytes
 
 
@@ -91,7 +99,21 @@ def examine_image(path: str | Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> 
     """Decodes a picture whose digest is not known yet and keeps nothing of it; ValueError as ``load_image``."""
     data = _read(Path(path), limits)
     picture = decode(data, path, limits)
-    return ExaminedImage(str(path), hashlib.sha256(data).hexdigest(), picture.width, picture.height)
+    digest = hashlib.sha256(data).hexdigest()
+    return ExaminedImage(str(path), digest, picture.width, picture.height, _sha256_of_pixels(picture), traits(data))
+
+
+def _sha256_of_pixels(picture: Image.Image) -> str:
+    """Of the size and the RGB bytes, a strip at a time: a large picture is not in memory twice."""
+    digest = hashlib.sha256(f"{picture.width} {picture.height} ".encode())
+    for top in range(0, picture.height, _STRIP):
+        digest.update(picture.crop((0, top, picture.width, min(top + _STRIP, picture.height))).tobytes())
+    return digest.hexdigest()
+
+
+def examined_from(fields: dict[str, Any]) -> ExaminedImage:
+    """What ``asdict`` and JSON made of one, back again."""
+    return ExaminedImage(**{**fields, "traits": tuple(fields["traits"])})
 
 
 def _read(path: Path, limits: ImageLimits) -> bytes:

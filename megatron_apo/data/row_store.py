@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from megatron_apo.data.examiners import Examined
-from megatron_apo.data.images import ExaminedImage
+from megatron_apo.data.images import ExaminedImage, examined_from
 from megatron_apo.data.rows import Row, Turn
 
 
@@ -48,7 +48,7 @@ class RowStore:
         for name in ("images", "choices"):
             fields[name] = tuple(fields[name])
         fields["turns"] = tuple(Turn(turn["role"], tuple(turn["parts"])) for turn in fields["turns"])
-        return Row(**fields), [ExaminedImage(**image) for image in stored["images"]]
+        return Row(**fields), [examined_from(image) for image in stored["images"]]
 
     def knows(self, path: str) -> bool:
         return self._database.execute("SELECT 1 FROM images WHERE path = ?", (path,)).fetchone() is not None
@@ -66,5 +66,5 @@ class RowStore:
             found = json.loads(text)
             if isinstance(found, str):
                 raise ValueError(found)
-            images.append(ExaminedImage(**found))
+            images.append(examined_from(found))
         return images

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from megatron_apo.data.examiners import Examined
 from megatron_apo.data.image_files import CacheError, ImageFiles
+from megatron_apo.data.images import ExaminedImage
 from megatron_apo.data.prompts import PromptBuilder
 from megatron_apo.data.readers import Record, read_records, sha256_of_data
 from megatron_apo.data.row_store import RowStore
@@ -196,6 +197,10 @@ class PromptSet(Sequence[Prompt]):
         while self._tokens > _CACHED_TOKENS and len(self._made) > 1:
             self._tokens -= len(self._made.popitem(last=False)[1].token_ids)
         return prompt
+
+    def examined(self) -> Iterator[tuple[Row, list[ExaminedImage]]]:
+        """Every good row as it was understood, and its pictures as they were found."""
+        return (self._rows.get(number) for number in range(len(self)))
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -106,7 +106,8 @@ def test_a_picture_that_ends_or_holds_up_the_process(tmp_path: Path, monkeypatch
         "    for path in json.loads(line)['paths']:\n"
         "        if path == 'dies': os.kill(os.getpid(), signal.SIGSEGV)\n"
         "        if path == 'sleeps': time.sleep(60)\n"
-        "        print(json.dumps(['00', 1, 2]), flush=True)\n"
+        "        found = dict(path=path, sha256='00', width=1, height=2, pixels_sha256='01')\n"
+        "        print(json.dumps(dict(found, traits=['grey'])), flush=True)\n"
     )
     start = subprocess.Popen
 
@@ -118,6 +119,6 @@ def test_a_picture_that_ends_or_holds_up_the_process(tmp_path: Path, monkeypatch
     with ImageExaminers(1) as pool:
         found = pool(["a", "dies", "b", "sleeps", "c"])
         process = _process(pool)
-    assert [found[place] for place in (0, 2, 4)] == [ExaminedImage(name, "00", 1, 2) for name in "abc"]
+    assert [found[place] for place in (0, 2, 4)] == [ExaminedImage(name, "00", 1, 2, "01", ("grey",)) for name in "abc"]
     assert all("ended its process, or took" in str(found[place]) for place in (1, 3))
     assert process.wait() == -signal.SIGKILL  # closing leaves none behind

@@ -1,0 +1,96 @@
+"""``python -m megatron_apo doctor DATA``: reads data once as training would, and says what is in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from megatron_apo.config import Config
+from megatron_apo.data.examiners import ImageExaminers
+from megatron_apo.data.prompts import PromptBuilder
+from megatron_apo.data.readers import data_files, sha256_of_data
+from megatron_apo.data.scan import PromptSet, Scan
+from megatron_apo.doctor.arguments import MANIFEST, PAGE, SKIPPED
+from megatron_apo.doctor.manifest import write_manifest
+from megatron_apo.doctor.page import write_page
+from megatron_apo.doctor.survey import Part, Survey, survey
+from megatron_apo.doctor.words import SPREAD_HEADER, facts, findings, spreads
+from megatron_apo.rewards.accuracy import check_gold
+
+_MARKS = {"bad": "✗", "look": "!", "good": "✓"}
+
+
+class DoctorError(RuntimeError):
+    """Training on the data would refuse to start, or be worth little."""
+
+
+def doctor(config: Config, training: Sequence[str], evaluation: Sequence[str], directory: Path) -> None:
+    """Prints what is in the data and writes page, skipped rows and manifest into ``directory``.
+
+    Raises ValueError for a file that cannot be read at all, DoctorError where training would refuse the data or
+    evaluation rows stand in the training data.
+    """
+    builder = PromptBuilder(config.model.path, config.data)
+    with ImageExaminers(config.data.workers or min(8, os.cpu_count() or 1)) as examiners:
+
+        def read(files: Sequence[str], _part: str) -> PromptSet:
+            scan = Scan(builder, examiners, check_gold, image_root=config.data.image_root, cache=config.data.cache)
+            return scan.run(files)
+
+        found = survey(builder, training, evaluation, read)
+    for part in found.parts:
+        print(_table(part))
+    told = findings(found, config.data.max_bad_share)
+    for finding in told:
+        print(f"{_MARKS[finding.level]} {finding.text}")
+    directory.mkdir(parents=True, exist_ok=True)
+    write_page(directory / PAGE, found, config.data.max_bad_share)
+    _write_skipped(directory / SKIPPED, found)
+    write_manifest(directory / MANIFEST, _digests(found))
+    print(
+        f"\n{directory / PAGE}: the same with pictures\n{directory / MANIFEST}: doctor --check finds what changes later"
+    )
+    bad = [finding.text for finding in told if finding.level == "bad"]
+    if bad:
+        raise DoctorError("; ".join(bad))
+
+
+def _table(part: Part) -> str:
+    counted = facts(part)
+    width = max(len(name) for name, _ in counted) + 2
+    lines = [f"{part.name}", *(f"  {name:<{width}}{said}" for name, said in counted), ""]
+    columns = [("", *SPREAD_HEADER), *((one.name, *one.cells()) for one in spreads(part))]
+    widths = [max(len(line[column]) for line in columns) for column in range(len(columns[0]))]
+    for line in columns:
+        first, *rest = (
+            cell.rjust(size) if column else cell.ljust(size)
+            for column, (cell, size) in enumerate(zip(line, widths, strict=True))
+        )
+        lines.append(f"  {first}  {'  '.join(rest)}")
+    return "\n".join([*lines, ""])
+
+
+def _write_skipped(path: Path, found: Survey) -> None:
+    lines = [
+        json.dumps({"part": part.name, **asdict(row)}, ensure_ascii=False) + "\n"
+        for part in found.parts
+        for row in part.prompts.skipped
+    ]
+    if lines:
+        path.write_text("".join(lines), encoding="utf-8")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _digests(found: Survey) -> dict[str, str]:
+    """SHA-256 of every data file and every picture of a good row."""
+    digests: dict[str, str] = {}
+    for part in found.parts:
+        for file in part.prompts.files:
+            inside = [file.path] if not Path(file.path).is_dir() else map(str, data_files(Path(file.path)))
+            digests |= {name: sha256_of_data(Path(name)) for name in inside}
+        digests |= part.files
+    return digests

@@ -1,0 +1,136 @@
+"""What a survey says in words and numbers; the terminal and the page show the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_apo.data.traits import TRAITS
+from megatron_apo.doctor.survey import Part, Survey
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``level``: "bad" stops or spoils training, "look" may be meant, "good" is fine."""
+
+    level: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A quantity over rows or pictures."""
+
+    name: str
+    values: Sequence[float]
+    digits: int = 0
+
+    def cells(self) -> tuple[str, ...]:
+        """Least, median, 95 % and greatest, and the mean."""
+        if not len(self.values):
+            return ("–",) * 5
+        values = np.asarray(self.values, dtype=np.float64)
+        shown = (*np.quantile(values, (0, 0.5, 0.95, 1)), values.mean())
+        digits = (self.digits,) * 4 + (max(1, self.digits),)
+        return tuple(f"{value:,.{places}f}" for value, places in zip(shown, digits, strict=True))
+
+
+SPREAD_HEADER = ("least", "median", "95 %", "greatest", "mean")
+
+
+def spreads(part: Part) -> list[Spread]:
+    """The quantities of a part, in the order of its table."""
+    return [
+        Spread("prompt tokens", part.prompt_tokens),
+        Spread("of them image tokens", part.image_tokens),
+        Spread("images of a row", part.images),
+        Spread("megapixels of an image", part.megapixels, digits=3),
+    ]
+
+
+def facts(part: Part) -> list[tuple[str, str]]:
+    """Counts of a part, with what becomes of such rows or pictures."""
+    good = len(part.prompts)
+    lines = [
+        ("rows", f"{part.rows:,} in {len(part.prompts.files)} file(s); {good:,} good"),
+        ("skipped", f"{len(part.prompts.skipped):,}"),
+        *((f"  {kind}", f"{count:,}") for kind, count in part.reasons().most_common()),
+        ("images", f"{len(part.files):,} files, shown {sum(part.images):,} times"),
+        *((f"  {trait}", f"{count:,} ({TRAITS[trait]})") for trait, count in part.traits.most_common()),
+    ]
+    if part.shrunk:
+        lines.append(("  larger than data.max_pixels", f"{part.shrunk:,} (scaled down)"))
+    if part.enlarged:
+        lines.append(("  smaller than data.min_pixels", f"{part.enlarged:,} (enlarged)"))
+    named = {name: count for name, count in part.categories.items() if name}
+    if named:
+        shown = sorted(named.items(), key=lambda item: -item[1])[:12]
+        more = f" and {len(named) - len(shown)} more" if len(named) > len(shown) else ""
+        lines.append(("categories", ", ".join(f"{name} {count:,}" for name, count in shown) + more))
+    if part.answers:
+        answer, count = part.answers.most_common(1)[0]
+        lines.append(
+            (
+                "answers",
+                f"{len(part.answers):,} different; {answer[:40]!r} is the answer of {count / good:.1%} of the rows",
+            )
+        )
+    return lines
+
+
+def findings(survey: Survey, max_bad_share: float) -> list[Finding]:
+    """What to do something about, or to look at; one "good" line where there is nothing."""
+    found: list[Finding] = []
+    for part in survey.parts:
+        found += _of_part(part, max_bad_share)
+    leakage = survey.leakage
+    if leakage is not None:
+        if leakage.rows[0]:
+            found.append(Finding("bad", f"leakage: {leakage.rows[0]:,} evaluation rows stand in the training data"))
+        if leakage.pictures[0] > leakage.rows[0]:
+            more = leakage.pictures[0] - leakage.rows[0]
+            found.append(Finding("look", f"{more:,} further evaluation rows show a picture that training shows"))
+        rows, texts = leakage.questions
+        if rows:
+            found.append(
+                Finding(
+                    "look" if texts > 0.5 * rows else "good",
+                    f"{rows:,} evaluation rows ask in words that training uses too ({texts:,} different texts)",
+                )
+            )
+    if not any(finding.level != "good" for finding in found):
+        found.insert(0, Finding("good", "nothing wrong was found"))
+    return found
+
+
+def _of_part(part: Part, max_bad_share: float) -> list[Finding]:
+    found = []
+    bad = len(part.prompts.skipped)
+    if not len(part.prompts):
+        found.append(Finding("bad", f"{part.name}: no row is good; training refuses to start"))
+    elif bad > max_bad_share * part.rows:
+        found.append(
+            Finding(
+                "bad",
+                f"{part.name}: {bad:,} of {part.rows:,} rows are bad, more than data.max_bad_share={max_bad_share:g}: "
+                "training refuses to start",
+            )
+        )
+    elif bad:
+        found.append(Finding("look", f"{part.name}: {bad:,} of {part.rows:,} rows are bad and will be skipped"))
+    surplus, _ = part.duplicates
+    if surplus:
+        found.append(Finding("look", f"{part.name}: {surplus:,} rows repeat an earlier one"))
+    contradicting, _ = part.contradictions
+    if contradicting:
+        found.append(
+            Finding(
+                "bad", f"{part.name}: {contradicting:,} rows ask the same of the same picture and want other answers"
+            )
+        )
+    for file in part.prompts.files:
+        if file.unused:
+            found.append(Finding("look", f"{file.path}: nothing reads the keys {', '.join(sorted(file.unused))}"))
+    return found

@@ -1,0 +1,201 @@
+"""``python -m megatron_apo doctor`` on data with everything wrong that it is there to find."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+from megatron_apo.cli import main
+from megatron_apo.doctor.arguments import MANIFEST, PAGE, SKIPPED
+from megatron_apo.doctor.manifest import read_manifest, write_manifest
+from megatron_apo.doctor.survey import kind_of
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+
+
+def picture(seed: int, width: int = 56, height: int = 56) -> Image.Image:
+    generator = random.Random(seed)
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
+    for _ in range(6):
+        x, y, r = generator.randrange(width), generator.randrange(height), generator.randrange(4, 16)
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=tuple(generator.randrange(256) for _ in range(3)))
+    return image
+
+
+def row(id: str, image: str, question: str = "How many discs?", answer: str = "6", **more: Any) -> dict[str, Any]:
+    return {"id": id, "images": [image], "question": question, "answer": answer, **more}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for number in range(6):
+        picture(number).save(tmp_path / f"{number}.png")
+    picture(0).save(tmp_path / "0 again.bmp")
+    picture(6).save(tmp_path / "turned.jpg", exif=TURNED)
+    picture(7).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    picture(8).convert("P").save(tmp_path / "palette.png")
+    Image.new("I;16", (56, 56), 4000).save(tmp_path / "deep.png")
+    Image.new("RGBA", (56, 56), (1, 2, 3, 4)).save(tmp_path / "clear.png")
+    picture(9).save(tmp_path / "moving.gif", save_all=True, append_images=[picture(10), picture(11)])
+    picture(12, 700, 28).save(tmp_path / "wide.png")
+    (tmp_path / "broken.jpg").write_bytes((tmp_path / "turned.jpg").read_bytes()[:200])
+    converted = ("turned.jpg", "cmyk.jpg", "palette.png", "deep.png", "clear.png", "moving.gif")
+    write(
+        tmp_path / "train.jsonl",
+        [
+            *(row(f"t{number}", f"{number}.png", category="discs") for number in range(5)),
+            *(row(name, name) for name in converted),
+            row("repeated", "0 again.bmp", "HOW  many discs?"),
+            row("contradicting", "1.png", answer="7"),
+            row("<script>alert(1)</script>", "2.png", "<img src=x onerror=alert(1)>"),
+            row("broken", "broken.jpg"),
+            row("gone", "gone.png"),
+            row("outside", "../secret.png"),
+            row("gold", "3.png", answer=""),
+            row("wide", "wide.png"),
+            row("keyless", "0.png", category=4),
+        ],
+    )
+    write(
+        tmp_path / "test.jsonl",
+        [
+            row("e0", "3.png"),  # a training row
+            row("e1", "4.png", "How many red discs?"),  # its picture
+            row("e2", "5.png"),  # nothing but the words
+        ],
+    )
+    return tmp_path
+
+
+def doctor(model: Path, data: Path, *more: str) -> int:
+    words = [str(data / "train.jsonl"), "--evaluation", str(data / "test.jsonl"), "--model", str(model)]
+    return main(["doctor", *words, "--output", str(data / "found"), "--data.max_prompt_tokens=55", *more])
+
+
+def test_everything_is_found(tiny_policy: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor(tiny_policy, data) == 3
+    printed = capsys.readouterr()
+    said = [" ".join(line.split()) for line in printed.out.splitlines()]
+    for line in (
+        "rows 20 in 1 file(s); 14 good",
+        "skipped 6",
+        "images 12 files, shown 14 times",
+        "EXIF rotation 1 (turned upright)",
+        "16-bit 1 (scaled to 8 bits)",
+        "CMYK 1 (converted to RGB)",
+        "palette 2 (converted to RGB)",
+        "transparency 1 (composed on white)",
+        "animated 1 (the first frame is taken)",
+        "✗ training: 6 of 20 rows are bad, more than data.max_bad_share=0.01: training refuses to start",
+        "! training: 1 rows repeat an earlier one",
+        "✗ training: 2 rows ask the same of the same picture and want other answers",
+        "✗ leakage: 1 evaluation rows stand in the training data",
+        "! 1 further evaluation rows show a picture that training shows",
+        "✓ 2 evaluation rows ask in words that training uses too (1 different texts)",
+    ):
+        assert line in said, printed.out
+    assert "training refuses to start" in printed.err and "leakage" in printed.err
+    skipped = [json.loads(line) for line in (data / "found" / SKIPPED).read_text().splitlines()]
+    assert [(one["row"], one["id"], kind_of(one["reason"])) for one in skipped] == [
+        ("line 15", "broken", "picture damaged or of another kind"),
+        ("line 16", "gone", "picture missing"),
+        ("line 17", "outside", "picture outside the root"),
+        ("line 18", "gold", "answer cannot be graded"),
+        ("line 19", "wide", "prompt too long"),
+        ("line 20", "keyless", "key missing or wrong"),
+    ]
+
+
+class Page(HTMLParser):
+    """The tags and the texts of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.text = ""
+        self.sources: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        if tag == "img":
+            self.sources.append(dict(attributes)["src"] or "")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_shows_rows_and_runs_nothing_of_them(tiny_policy: Path, data: Path) -> None:
+    doctor(tiny_policy, data)
+    page = Page((data / "found" / PAGE).read_text())
+    assert page.tags["script"] == 0
+    assert page.tags["img"] == 14 + 3 and all(source.startswith("data:image/") for source in page.sources)
+    assert "<script>alert(1)</script>" in page.text and "<img src=x onerror=alert(1)>" in page.text
+    assert page.tags["rect"] >= 4
+
+
+def test_a_silently_changed_file_is_found(tiny_policy: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    doctor(tiny_policy, data)
+    manifest = data / "found" / MANIFEST
+    assert len(read_manifest(manifest)) == 2 + 13
+    assert main(["doctor", "--check", str(manifest)]) == 0
+    tool = ["sha256sum", "--strict", "--quiet", "--check", manifest.name]
+    assert subprocess.run(tool, cwd=manifest.parent, check=False).returncode == 0
+    content = bytearray((data / "5.png").read_bytes())
+    content[-20] ^= 1
+    (data / "5.png").write_bytes(content)
+    (data / "moving.gif").unlink()
+    capsys.readouterr()
+    assert main(["doctor", "--check", str(manifest)]) == 3
+    said = capsys.readouterr().err
+    assert f"changed: {data / '5.png'}\n" in said and f"gone: {data / 'moving.gif'}\n" in said
+    assert "of 15 files 1 changed and 1 are gone" in said
+
+
+def test_names_of_a_manifest_survive(tmp_path: Path) -> None:
+    names = ["plain.png", "with space.png", "line\nbreak.png", "back\\slash.png", "\\n.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    digest = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+    digests = {str(tmp_path / name): digest for name in names}
+    manifest = tmp_path / "sums"
+    write_manifest(manifest, digests)
+    assert read_manifest(manifest) == digests
+    assert subprocess.run(["sha256sum", "--strict", "--quiet", "-c", "sums"], cwd=tmp_path, check=False).returncode == 0
+    manifest.write_text("no sum\n")
+    with pytest.raises(ValueError, match="line 1 is not"):
+        read_manifest(manifest)
+
+
+def test_good_data_passes(tiny_policy: Path, digits_task: Path, tmp_path: Path) -> None:
+    words = ["doctor", str(digits_task / "train.jsonl"), "--evaluation", str(digits_task / "test.jsonl")]
+    assert main([*words, "--model", str(tiny_policy), "--output", str(tmp_path / "found")]) == 0
+    assert not (tmp_path / "found" / SKIPPED).exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["doctor"], "model.path: is required"),
+        (["doctor", "--model=m", "--check=x", "data.jsonl"], "reads the manifest alone"),
+        (["doctor", "--check=nowhere/x"], "nowhere/x: cannot be read"),
+    ],
+)
+def test_bad_arguments(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
