@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from megatron_apo.data.rows import read_rows
+from megatron_apo.config import DataConfig
+from megatron_apo.data.examiners import examine_here
+from megatron_apo.data.prompts import PromptBuilder
+from megatron_apo.data.scan import Scan
 from megatron_apo.data.tasks.__main__ import main
 from megatron_apo.data.tasks.files import split_of
 from megatron_apo.data.tasks.sheet import varied
@@ -34,17 +37,19 @@ def run(name: str, directory: Path, *more: str) -> Path:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_the_rows_are_read_twice_the_same_and_a_larger_task_begins_with_them(name: str, tmp_path: Path) -> None:
+def test_the_rows_are_read_twice_the_same_and_a_larger_task_begins_with_them(
+    name: str, tmp_path: Path, tiny_policy: Path
+) -> None:
     first = run(name, tmp_path / "a", "--demonstrations", "2")
     assert all_bytes(first) == all_bytes(run(name, tmp_path / "b", "--demonstrations", "2"))
+    scan = Scan(PromptBuilder(tiny_policy, DataConfig()), examine_here, check_gold)
     for split in json.loads((first / "task.json").read_text())["rows"]:
-        for row, raw in zip(
-            read_rows(first / f"{split}.jsonl", "", check_gold), rows_of(first / f"{split}.jsonl"), strict=True
-        ):
+        found = scan.run([str(first / f"{split}.jsonl")])
+        assert not found.skipped and len(found) == len(rows_of(first / f"{split}.jsonl"))
+        for row, (picture,) in found.examined():
             assert row.demonstration.startswith("<think>")
             assert row.demonstration.endswith(f"</think><answer>{row.answer}</answer>") and row.category
-            with Image.open(first / raw["images"][0]) as picture:
-                assert picture.width % 28 == 0 and picture.height % 28 == 0
+            assert picture.width % 28 == 0 and picture.height % 28 == 0
     larger = run(name, tmp_path / "c", "--train", "5")
     longer = (larger / "train.jsonl").read_text().splitlines()
     assert longer[:3] == (first / "train.jsonl").read_text().splitlines()
