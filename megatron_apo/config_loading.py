@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -207,6 +207,10 @@ def _build(section: type[_Section], tree: Any, prefix: str) -> _Section:
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:
+    if get_origin(kind) is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise ValueError(f"{name}={value!r}: must be a mapping of names to values")
+        return {key: _typed(f"{name}.{key}", item, get_args(kind)[1]) for key, item in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is int and isinstance(value, bool) or not isinstance(value, kind):

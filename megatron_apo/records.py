@@ -41,7 +41,8 @@ class Prompt:
 
     ``token_ids`` are the expanded ids (one ``<|image_pad|>`` per merged patch); ``collapsed_ids`` hold one
     ``<|image_pad|>`` per image, the form an engine expands itself. ``demonstration`` is the response to imitate in
-    supervised training, empty where the row has none.
+    supervised training, empty where the row has none. ``choices``: the texts of a multiple-choice question's options,
+    empty where the row lists none apart from its question.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Prompt:
     gold: str
     demonstration: str = ""
     category: str = ""
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

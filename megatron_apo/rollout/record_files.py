@@ -141,7 +141,7 @@ def _header(path: Path, line: str, step: int) -> StepHeader:
 def _group(value: dict[str, Any]) -> RolloutGroup:
     prompt = value["prompt"]
     images = tuple(PromptImage(**{**image, "grid_thw": tuple(image["grid_thw"])}) for image in prompt["images"])
-    ids = {name: tuple(prompt[name]) for name in ("token_ids", "collapsed_ids")}
+    ids = {name: tuple(prompt.get(name, ())) for name in ("token_ids", "collapsed_ids", "choices")}
 
     def rollout(entry: dict[str, Any]) -> Rollout:
         logprobs = tuple(math.nan if one is None else one for one in entry["logprobs"])

@@ -94,7 +94,7 @@ def unpack_prompts(plain: Sequence[Mapping[str, Any]], tensors: Mapping[str, tor
     prompts = []
     for value, token_ids, collapsed_ids in zip(plain, expanded, collapsed, strict=True):
         images = tuple(PromptImage(**{**image, "grid_thw": tuple(image["grid_thw"])}) for image in value["images"])
-        ids = {"token_ids": token_ids, "collapsed_ids": collapsed_ids}
+        ids = {"token_ids": token_ids, "collapsed_ids": collapsed_ids, "choices": tuple(value["choices"])}
         prompts.append(Prompt(**{**value, **ids, "images": images}))
     return prompts
 
