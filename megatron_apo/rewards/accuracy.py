@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from megatron_apo.rewards.choices import chosen_options, gold_options
 from megatron_apo.rewards.format import TAGS, visible_text
-from megatron_apo.rewards.formulas import FAILURES, FormulaError, numerical_value, parse_formula, same_formula
+from megatron_apo.rewards.formulas import FAILURES, FormulaError, may_be_number, numerical_value, parse_formula, same_formula
 from megatron_apo.rewards.guards import text_refusal
 from megatron_apo.rewards.reading import Quantity, folded, read_quantity
 
@@ -160,11 +160,13 @@ def _same_value(answer: Quantity, factor: Fraction, gold: Quantity, tolerance: f
         if value == wanted:
             return True
     else:
+        expected = _expression(gold)
+        if isinstance(answer.value, str) and numerical_value(expected) is not None and not may_be_number(answer.value):
+            return False
         try:
             said = _expression(answer)
         except FormulaError:
             return False
-        expected = _expression(gold)
         if factor == 1 and same_formula(said, expected):
             return True
         numbers = [numerical_value(expression) for expression in (said, expected)]

@@ -7,7 +7,7 @@ sympy's ``parse_expr``, which compiles it (``eval``); nothing of a model's text 
 from __future__ import annotations
 
 import logging
-from fractions import Fraction
+import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,9 @@ FAILURES = (
     ValueError,
 )
 _DIGITS = 50  # of a numerical comparison of exact values
-_EQUAL = Fraction(1, 10**30)  # their largest relative difference
+_NO_NUMBER = re.compile(r"(?<!\d),|,(?!\d{3}(?!\d))|[;<>&]|\\\{|\\(?:begin|le|ge|lt|gt|ne|in|cup|cap|mathbb|pm)(?![a-z])|\\[lg]eq|\\neq")
+_UNKNOWN = re.compile(r"(?<![A-Za-z])[A-DF-Za-df-hj-z]")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
 
 
 class FormulaError(ValueError):
@@ -62,66 +64,120 @@ def parse_formula(latex: str) -> Basic:
     return _exact(read)
 
 
-def numerical_value(expression: Basic) -> Any | None:
+def numerical_value(expression: Any) -> Any | None:
     """The number that an expression without unknowns is, to 50 digits, or None for anything else."""
     import sympy
 
     if not isinstance(expression, sympy.Expr) or expression.free_symbols:
         return None
-    value = expression.evalf(_DIGITS)
+    try:
+        value = expression.evalf(_DIGITS)
+    except FAILURES:  # it has none: the factorial of -1
+        return None
     return value if isinstance(value, sympy.Number) and value.is_finite else None
 
 
-def same_formula(answer: Basic, gold: Basic) -> bool:
+def may_be_number(formula: str) -> bool:
+    """False for text that is no number whatever is computed: a list, a set, a relation, a formula with unknowns."""
+    *_, last = formula.split("=")
+    return not _NO_NUMBER.search(formula) and not _UNKNOWN.search(_COMMAND.sub(" ", last))
+
+
+def same_formula(answer: Any, gold: Any) -> bool:
     """Whether two expressions are equal: numbers by value, whatever holds an unknown, a set or a relation by
-    math-verify. Raises one of ``FAILURES`` where it cannot tell."""
+    math-verify. Raises one of ``FAILURES`` where it cannot tell.
+
+    What is quick to refute is not left to it: it simplifies and solves, which can take for ever.
+    """
+    import sympy
     from math_verify import verify
 
-    logging.getLogger("math_verify.grader").setLevel(logging.ERROR)
-    wanted = numerical_value(gold)
-    sides = _sides(answer) if wanted is not None else []
-    if wanted is not None and sides:
-        values = [numerical_value(side) for side in sides]
-        return all(value is not None and _close(value, wanted) for value in values)
-    if wanted is None and differ_somewhere(answer, gold):
+    number = numerical_value(gold)
+    if number is not None:
+        return _is_number(answer, number)
+    answer, gold = _solutions(answer), _solutions(gold)
+    if _is_assignment(gold) and isinstance(answer, sympy.Expr):
+        gold = gold.rhs  # y = 2x + 1, answered by 2x + 1
+    elif _is_assignment(answer) and isinstance(gold, sympy.Expr):
+        answer = answer.rhs
+    if not _comparable(answer, gold) or _differ_somewhere(answer, gold):
         return False
+    logging.getLogger("math_verify.grader").setLevel(logging.ERROR)
     return bool(verify([gold], [answer], timeout_seconds=None, raise_on_error=True))
 
 
-def differ_somewhere(answer: Basic, gold: Basic) -> bool:
-    """Whether two expressions of the same unknowns differ at one of a few points: a quick no before simplifying."""
+def _comparable(answer: Any, gold: Any) -> bool:
+    """Whether two expressions are of one kind and have the same unknowns."""
+    import sympy
+    from math_verify.grader import is_relation
+
+    if is_relation(gold) and isinstance(answer, sympy.Set):  # x > 2, answered by an interval
+        return len(gold.free_symbols) == 1 and not answer.free_symbols and len(answer.args) <= 4
+    same_unknowns = {str(name) for name in answer.free_symbols} == {str(name) for name in gold.free_symbols}
+    if isinstance(gold, sympy.FiniteSet):
+        kind = isinstance(answer, sympy.FiniteSet) or (len(gold) == 1 and isinstance(answer, sympy.Expr))
+    elif isinstance(gold, (sympy.Set, sympy.Tuple)):
+        kind = isinstance(answer, (sympy.Set, sympy.Tuple))
+    elif is_relation(gold):
+        kind = is_relation(answer)
+    else:
+        family = sympy.Expr if isinstance(gold, sympy.Expr) else sympy.MatrixBase
+        kind = isinstance(answer, family)
+    return kind and same_unknowns
+
+
+def _differ_somewhere(answer: Any, gold: Any) -> bool:
+    """Whether two formulas of the same unknowns differ at one of a few points; of y = f(x), whether the answer's
+    equation is violated where the gold answer's holds."""
     import sympy
 
+    if _is_assignment(gold) and isinstance(answer, sympy.Eq):
+        answer, gold = (answer.lhs - answer.rhs).xreplace({gold.lhs: gold.rhs}), sympy.Integer(0)
     if not isinstance(answer, sympy.Expr) or not isinstance(gold, sympy.Expr):
         return False
+    # By name: a formula with an i in it is read with complex unknowns.
     names = sorted(answer.free_symbols | gold.free_symbols, key=str)
-    for point in (("7/5", "13/11"), ("-3/7", "5/3")):
-        start, step = (sympy.Rational(number) for number in point)
-        at = {name: start + index * step for index, name in enumerate(names)}
+    order = sorted({str(name) for name in names})
+    for start, step in (("7/5", "13/11"), ("-3/7", "5/3")):
+        at = {name: sympy.Rational(start) + order.index(str(name)) * sympy.Rational(step) for name in names}
         values = [numerical_value(expression.xreplace(at)) for expression in (answer, gold)]
-        if all(value is not None for value in values) and not _close(*values):
+        if values[0] is not None and values[1] is not None and not _close(values[0], values[1]):
             return True
     return False
 
 
-def _sides(answer: Basic) -> list[Basic]:
-    """Every value that the answer claims to be equal: of "7 + 6 = 13" both; of "x = 13" the one without unknowns."""
+def _solutions(expression: Any) -> Any:
+    """The values of "x = 2, x = 3"; anything else as it is."""
+    import sympy
+
+    if not isinstance(expression, sympy.FiniteSet) or not all(_is_assignment(item) for item in expression.args):
+        return expression
+    named = {item.lhs for item in expression.args}
+    return sympy.FiniteSet(*(item.rhs for item in expression.args)) if len(named) == 1 else expression
+
+
+def _is_assignment(expression: Any) -> bool:
+    import sympy
+
+    return isinstance(expression, sympy.Eq) and isinstance(expression.lhs, sympy.Symbol)
+
+
+def _is_number(answer: Any, wanted: Any) -> bool:
+    """Whether every value that the answer claims is the one: of "7 + 6 = 13" both, of "x = 13" the one that is known."""
     import sympy
     from latex2sympy2_extended.logic import And
 
-    relations = answer._unsorted_args if isinstance(answer, And) else [answer]
-    if all(isinstance(relation, sympy.Eq) for relation in relations):
-        sides = [side for relation in relations for side in (relation.lhs, relation.rhs)]
-        known = [side for side in sides if not side.free_symbols]
-        return known or sides
-    return [answer] if isinstance(answer, sympy.Expr) else []
+    claims = answer._unsorted_args if isinstance(answer, And) else [answer]
+    sides = [side for claim in claims for side in ((claim.lhs, claim.rhs) if isinstance(claim, sympy.Eq) else (claim,))]
+    values = [numerical_value(side) for side in sides if isinstance(side, sympy.Symbol) is False]
+    return bool(values) and all(value is not None and _close(value, wanted) for value in values)
 
 
 def _close(value: Any, wanted: Any) -> bool:
     import sympy
 
-    scale = max(abs(value), abs(wanted))
-    return bool(abs(value - wanted) <= scale * sympy.Rational(_EQUAL.numerator, _EQUAL.denominator))
+    scale = max(abs(value), abs(wanted), sympy.Integer(1))
+    return bool(abs(value - wanted) <= scale * sympy.Rational(1, 10**30))
 
 
 def _exact(expression: Any) -> Basic:

@@ -14,20 +14,21 @@ from fractions import Fraction
 
 MAX_CHARACTERS = 1000
 MAX_TOKENS = 200
-MAX_DEPTH = 8
+MAX_DEPTH = 5
 MAX_DIGITS = 40  # of one number
 MAX_POWER = 200  # of numbers: nested powers multiply
 MAX_SYMBOLIC_POWER = 20  # of letters: an expansion grows much faster than a number
 MAX_FACTORIAL = 100
 MAX_ELEMENTS = 40  # of a set, tuple or matrix
 MAX_LETTERS = 12  # different ones
+MAX_INDICES = 8  # of letters
 
 # What is read and hardly computed. Not here: sums, products, integrals, limits and whatever else is a task rather than
 # an answer; what writes text (operatorname), and what evaluates while it is parsed (Gamma, gcd, det).
 _OPERATORS = frozenset(
     "frac sqrt cdot times div pm mp pi infty sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lg "
     "binom le leq ge geq lt gt ne neq approx in cup cap setminus emptyset varnothing mathbb begin end ldots lvert rvert "
-    "vert lfloor rfloor lceil rceil overline bar vec hat prime to max min".split()
+    "vert lfloor rfloor lceil rceil overline bar vec hat prime to".split()
 )
 _SYMBOLS = frozenset(
     "angle triangle parallel perp sim cong alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa "
@@ -42,6 +43,7 @@ _NUMBER = re.compile(r"(?P<digits>[\d.]+)(?:[eE](?P<exponent>[-+]?\d+))?")
 _CLOSES = {")": "(", "]": "[", "}": "{", "\\}": "\\{"}
 # Of a bracket with an index math-verify makes a quotient of factorials.
 _PERMUTATION = re.compile(r"[)\]]\s*_")
+_QUOTED_DIGIT = re.compile(r"\d\s*'")  # math-verify drops the sign, and 1'3 would be 13
 
 
 def text_refusal(text: str) -> str:
@@ -54,7 +56,7 @@ def text_refusal(text: str) -> str:
         category = unicodedata.category(character)
         if category in ("Cc", "Cf", "Cs", "Co", "Cn") and character not in "\t\n\r":
             return f"an invisible or impossible character (U+{ord(character):04X})"
-        if category in ("Nd", "Nl", "No") and not character.isascii():
+        if category in ("Nd", "Nl", "No") and not character.isascii() and character not in "０１２３４５６７８９²³":
             return f"a digit that is not one of 0 to 9 (U+{ord(character):04X})"
     return ""
 
@@ -70,6 +72,7 @@ def formula_refusal(formula: str) -> str:
         or _factorial_refusal(tokens)
         or _power_refusal(tokens)
         or ("an index of a bracket" if _PERMUTATION.search(formula) else "")
+        or ("a quotation mark after a digit" if _QUOTED_DIGIT.search(formula) else "")
     )
 
 
@@ -80,8 +83,10 @@ def _too_many(tokens: Sequence[str]) -> str:
         return f"more than {MAX_ELEMENTS} elements"
     if len({token for token in tokens if token.isalpha()}) > MAX_LETTERS:
         return f"more than {MAX_LETTERS} different letters"
-    if sum(token in _STEEP for token in tokens) > 2:
-        return "more than two exponentials or binomials"
+    if tokens.count("_") > MAX_INDICES:
+        return f"more than {MAX_INDICES} indices"
+    if sum(token in _STEEP for token in tokens) > 1:
+        return "more than one exponential or binomial"
     signs = "".join("s" if token in ("-", "+", "|", "_", "'") else "." for token in tokens)
     return "a run of signs" if "sss" in signs else ""
 
@@ -90,7 +95,7 @@ def _unknown_command(tokens: Sequence[str], formula: str) -> str:
     for token in tokens:
         if token[0] == "\\" and token[1:].isalpha() and token[1:] not in COMMANDS:
             return f"the command {token}"
-        if not token.isascii():
+        if not token.isascii() or token == '"':
             return f"the character {token!r}"
     for name in re.findall(r"\\(?:begin|end)\s*\{([^}]*)\}", formula):
         if name not in _ENVIRONMENTS:
@@ -101,17 +106,17 @@ def _unknown_command(tokens: Sequence[str], formula: str) -> str:
 
 
 def _numbers_refusal(tokens: Sequence[str]) -> str:
-    binomial = "\\binom" in tokens
-    if binomial and "^" in tokens:
-        return "a power beside a binomial"
+    steep = bool(_STEEP & set(tokens))
+    if steep and "^" in tokens:
+        return "a power beside an exponential or a binomial"
     for token in tokens:
         number = _NUMBER.fullmatch(token)
         if number is None:
             continue
         if len(number["digits"]) > MAX_DIGITS or abs(int((number["exponent"] or "0")[:9])) > MAX_DIGITS:
             return f"a number of more than {MAX_DIGITS} digits"
-        if binomial and _magnitude(token) > 10 * MAX_FACTORIAL:
-            return f"a binomial of more than {10 * MAX_FACTORIAL}"
+        if steep and _magnitude(token) > 10 * MAX_FACTORIAL:
+            return f"an exponential or a binomial of more than {10 * MAX_FACTORIAL}"
     return ""
 
 

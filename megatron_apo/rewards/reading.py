@@ -108,7 +108,7 @@ def folded(text: str) -> str:
     """``text`` as it is compared as text: unwrapped, case-folded, single spaces, no full stop at its end."""
     text = unwrapped(text).translate(_CHARACTERS)
     text = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", text)
-    return " ".join(unwrapped(text).casefold().split()).strip(" .!\"'`")
+    return " ".join(unwrapped(text).casefold().split()).rstrip(" .!")
 
 
 @lru_cache(maxsize=4096)
@@ -119,7 +119,7 @@ def read_quantity(text: str) -> Quantity | None:
         formula = re.sub(r"(?<!\\)\$", " ", formula)
     for pattern, replacement in _REWRITES:
         formula = pattern.sub(replacement, formula)
-    formula = unwrapped(formula).strip(" .,;").removeprefix("=").strip()
+    formula = unwrapped(formula).rstrip(" .,;").strip().removeprefix("=").strip()
     formula = _without_sentence(formula)
     if formula is None:
         return None
@@ -172,7 +172,7 @@ def _read_formula(formula: str) -> Quantity | None:
     # Two numbers side by side would be read as their product.
     if not formula or _WORD.search(_COMMAND.sub(" ", formula)) and not _only_environments(formula):
         return None
-    return None if re.search(r"\d\s+[\d.]|[\d)}]\s*\.\s*\d", formula) else Quantity(formula)
+    return None if re.search(r"\d\s+[\d.]", formula) else Quantity(formula)
 
 
 def _as_list(formula: str) -> str:

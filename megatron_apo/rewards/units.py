@@ -28,7 +28,7 @@ _TABLE: dict[str, tuple[str, str]] = {
     "acre": ("4046.8564224", "m2"),
     "ml milliliter millilitre": ("1e-6", "m3"),
     "cc": ("1e-6", "m3"),
-    "l liter litre": ("1e-3", "m3"),
+    "l L liter litre": ("1e-3", "m3"),
     "mg milligram": ("1e-6", "kg"),
     "g gram": ("1e-3", "kg"),
     "kg kilogram": ("1", "kg"),
@@ -46,25 +46,25 @@ _TABLE: dict[str, tuple[str, str]] = {
     "mph": ("0.44704", "m s-1"),
     "kph kmh": ("1000/3600", "m s-1"),
     "hz hertz": ("1", "s-1"),
-    "n newton": ("1", "kg m s-2"),
+    "N newton": ("1", "kg m s-2"),
     "kn kilonewton": ("1000", "kg m s-2"),
     "pa pascal": ("1", "kg m-1 s-2"),
     "kpa kilopascal": ("1000", "kg m-1 s-2"),
-    "j joule": ("1", "kg m2 s-2"),
+    "J joule": ("1", "kg m2 s-2"),
     "kj kilojoule": ("1000", "kg m2 s-2"),
-    "w watt": ("1", "kg m2 s-3"),
+    "W watt": ("1", "kg m2 s-3"),
     "kw kilowatt": ("1000", "kg m2 s-3"),
     "kwh": ("3600000", "kg m2 s-2"),
-    "a amp ampere": ("1", "A"),
+    "A amp ampere": ("1", "A"),
     "ma milliampere": ("1e-3", "A"),
-    "v volt": ("1", "kg m2 s-3 A-1"),
+    "V volt": ("1", "kg m2 s-3 A-1"),
     "ω Ω ohm": ("1", "kg m2 s-3 A-2"),
     "mol mole": ("1", "mol"),
     "° deg degree": ("1", "degree"),
     "rad radian": ("1", "radian"),
     "°c celsius": ("1", "celsius"),
     "°f fahrenheit": ("1", "fahrenheit"),
-    "k kelvin": ("1", "kelvin"),
+    "K kelvin": ("1", "kelvin"),
     "% percent percentage pct": ("1/100", ""),
     "$ dollar usd": ("1", "dollar"),
     "€ euro eur": ("1", "euro"),
@@ -80,6 +80,7 @@ _NO_UNITS = frozenset(
     "that the then these this those to too true under unless was were wrong above below between times divided equals "
     "equal sin cos tan cot sec csc log ln exp sqrt pi mod max min lim e i x y z".split()
 )
+_ALONE = frozenset({"°", "%"})  # never part of another unit, nor written twice
 _PART = re.compile(
     r"(?P<word>°\s?[CF]\b|[A-Za-zμµΩω]+|[°%$€£¥])\s*(?:\^\s*\{?\s*(?P<power>[-−]?\d)\s*\}?)?|(?P<join>[/*·]|\\cdot|\s+)"
 )
@@ -107,6 +108,7 @@ def parse_unit(text: str) -> Unit | None:
     """The unit that ``text`` names ("cm", "km/h", "m s^{-2}", "square feet"), or None for anything else."""
     factor, powers = Fraction(1), dict[str, int]()
     position, sign, next_power, last = 0, 1, 1, ""
+    parts: list[str] = []
     text = text.strip()
     while position < len(text):
         part = _PART.match(text, position)
@@ -127,8 +129,9 @@ def parse_unit(text: str) -> Unit | None:
             factor, powers = _times(factor, powers, last, (1 if word == "squared" else 2))
         elif not (word in _SIZES and last):
             last = _known(word)
-            if not last:
+            if not last or (parts and {*parts, last} & _ALONE):
                 return None
+            parts.append(last)
             power = int((part["power"] or "1").replace("−", "-"))
             factor, powers = _times(factor, powers, last, sign * next_power * power)
             sign, next_power = 1, 1
@@ -148,7 +151,8 @@ def counted_thing(text: str) -> Unit | None:
 def _known(word: str) -> str:
     """The table's name of a unit as it may be written: any case, singular or plural; empty when it has none."""
     word = word.replace("µ", "μ")
-    candidates = (word, word.lower(), _singular(word.lower()))
+    # Single letters mean different things in capitals: 5 k and 5 K, 5 j and 5 J.
+    candidates = (word,) if len(word) == 1 else (word, word.lower(), _singular(word.lower()))
     return next((candidate for candidate in candidates if candidate in _UNITS), "")
 
 
