@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MAX_TEXT = 100  # characters of a gold answer that is compared as text
 ROUNDED_DIGITS = 6  # significant digits from which on a decimal may stand for a number that has no end
 
-_PHRASE = re.compile(r"[\w\s\-'’,./&():;%°+]*[^\W\d_]{2}[\w\s\-'’,./&():;%°+]*|[\u3040-\u9fff]+")
+_PHRASE = re.compile(r"(?=.*(?:[^\W\d_]{2}|[\u3040-\u9fff]))[\w\s\-'’,./&():;%°+=]+")
 
 
 class GraderError(RuntimeError):

@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Callable, Sequence
 
-from megatron_apo.rewards.reading import folded
+from megatron_apo.rewards.reading import folded, unwrapped
 
 MAX_OPTIONS = 26
 LETTERS_ALONE = 10  # A to J, where the row lists no options
@@ -17,6 +17,7 @@ _STYLES = [
     re.compile(r"(?:(?<=\s)|^)([A-Z])\s*[.．、:：]\s*(?=\S)", re.MULTILINE),
     re.compile(r"(?:(?<=\s)|^)([A-Z])\)\s*", re.MULTILINE),
 ]
+_LAST_ENDS = re.compile(r"\n|(?<=[.;])\s+(?=(?:Answer|Please|Choose|Select|Give|Write)\b)")
 _LABEL = r"(?:\(\s*(?P<bracketed>[A-Za-z])\s*\)|(?P<plain>[A-Za-z]))"
 _ALONE = re.compile(rf"{_LABEL}\s*[.:)]?")
 _LABELLED = re.compile(
@@ -48,7 +49,7 @@ def options_of(question: str, choices: Sequence[str] = ()) -> tuple[str, ...]:
             if len(run) >= 2:
                 ends = [label.start() for label in run[1:]] + [len(question)]
                 texts = tuple(question[label.end() : end] for label, end in zip(run, ends, strict=True))
-                last = texts[-1].strip().split("\n")[0]
+                last = _LAST_ENDS.split(texts[-1].strip())[0]
                 found = max(found, (run[0].start(), (*(text.strip(" \t\n;,") for text in texts[:-1]), last)))
                 break
     return found[1]
@@ -100,15 +101,17 @@ def _by_letter(text: str, options: Sequence[str], same: Callable[[str, str], boo
     if options:
         return index if folded(said) == folded(options[index]) or same(said, options[index]) else None
     # The options are not known: whatever follows the letter must not name another.
-    others = re.findall(r"(?<![A-Za-z\\])[A-J](?![A-Za-z])", re.sub(r"\bA (?=[a-z])", "", said))
-    return None if others or re.search(r"\b(?:or|not)\b", said) else index
+    others = re.search(r"(?<![A-Za-z\\])[A-J](?![A-Za-z])", re.sub(r"\bA (?=[a-z])", "", said))
+    return None if others or re.search(r"\b(?:or|not)\b", said) or not re.search(r"\w", said) else index
 
 
 def _several(text: str, count: int) -> frozenset[int]:
-    """Of "ACD", "A, C", "A and C": the letters, in rising order and each once; empty for anything else."""
-    letters = re.sub(r"\s*(?:,|;|\band\b|&|、)\s*", "", _plain(text))
-    rising = sorted(set(letters)) == list(letters)
-    if len(letters) < 2 or not rising or not all(letter in string.ascii_uppercase[:count] for letter in letters):
+    """The letters of "ACD" (in rising order), "C, A" or "A and C", each once; empty for anything else."""
+    letters = re.split(r"\s*(?:,|;|\band\b|&|、)\s*", _plain(text))
+    if len(letters) == 1 and list(letters[0]) == sorted(letters[0]):
+        letters = list(letters[0])
+    known = all(len(letter) == 1 and letter in string.ascii_uppercase[:count] for letter in letters)
+    if len(letters) < 2 or len(set(letters)) < len(letters) or not known:
         return frozenset()
     return frozenset(string.ascii_uppercase.index(letter) for letter in letters)
 
@@ -118,8 +121,6 @@ def _index(match: re.Match[str]) -> int:
 
 
 def _plain(text: str) -> str:
-    from megatron_apo.rewards.reading import unwrapped
-
     text = unwrapped(text)
     return unwrapped(re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", text))
 

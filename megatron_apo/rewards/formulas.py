@@ -30,6 +30,7 @@ FAILURES = (
     TypeError,
     ValueError,
 )
+MAX_PARTS = 8  # of a union or another set that math-verify compares by set algebra
 _DIGITS = 50  # of a numerical comparison of exact values
 _NO_NUMBER = re.compile(r"(?<!\d),|,(?!\d{3}(?!\d))|[;<>&]|\\\{|\\(?:begin|le|ge|lt|gt|ne|in|cup|cap|mathbb|pm)(?![a-z])|\\[lg]eq|\\neq")
 _UNKNOWN = re.compile(r"(?<![A-Za-z])[A-DF-Za-df-hj-z]")
@@ -61,7 +62,10 @@ def parse_formula(latex: str) -> Basic:
         raise FormulaError("no formula")
     if isinstance(read, sympy.Basic) and read.has(sympy.nan, sympy.zoo):
         raise FormulaError("no number")
-    return _exact(read)
+    try:
+        return _exact(read)
+    except FAILURES as error:
+        raise FormulaError(f"no formula ({type(error).__name__})") from error
 
 
 def numerical_value(expression: Any) -> Any | None:
@@ -112,12 +116,14 @@ def _comparable(answer: Any, gold: Any) -> bool:
     from math_verify.grader import is_relation
 
     if is_relation(gold) and isinstance(answer, sympy.Set):  # x > 2, answered by an interval
-        return len(gold.free_symbols) == 1 and not answer.free_symbols and len(answer.args) <= 4
+        return len(gold.free_symbols) == 1 and not answer.free_symbols and len(answer.args) <= MAX_PARTS
     same_unknowns = {str(name) for name in answer.free_symbols} == {str(name) for name in gold.free_symbols}
     if isinstance(gold, sympy.FiniteSet):
         kind = isinstance(answer, sympy.FiniteSet) or (len(gold) == 1 and isinstance(answer, sympy.Expr))
-    elif isinstance(gold, (sympy.Set, sympy.Tuple)):
-        kind = isinstance(answer, (sympy.Set, sympy.Tuple))
+    elif isinstance(gold, (sympy.Interval, sympy.Tuple)):  # (1, 2) is either, and may be answered by 1, 2
+        kind = isinstance(answer, (sympy.Interval, sympy.Tuple, sympy.FiniteSet)) and len(answer.args) <= MAX_PARTS
+    elif isinstance(gold, sympy.Set):
+        kind = isinstance(answer, sympy.Set) and not isinstance(answer, sympy.FiniteSet) and len(answer.args) <= MAX_PARTS
     elif is_relation(gold):
         kind = is_relation(answer)
     else:

@@ -97,6 +97,8 @@ def _unknown_command(tokens: Sequence[str], formula: str) -> str:
             return f"the command {token}"
         if not token.isascii() or token == '"':
             return f"the character {token!r}"
+    if "\\begin" in tokens and {"\\{", "[", "\\sqrt"} & set(tokens):
+        return "a matrix inside a set"
     for name in re.findall(r"\\(?:begin|end)\s*\{([^}]*)\}", formula):
         if name not in _ENVIRONMENTS:
             return f"the environment {name}"

@@ -92,8 +92,8 @@ _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 
 def unwrapped(text: str) -> str:
-    """``text`` without the signs of a formula, bold type or box around the whole of it."""
-    text = text.strip()
+    """``text`` with single spaces, without the signs of a formula, bold type or a box around the whole of it."""
+    text = " ".join(text.split())  # runs of spaces are what makes the patterns below slow
     while True:
         for pattern in _WRAPPED:
             match = pattern.fullmatch(text)
@@ -108,7 +108,7 @@ def folded(text: str) -> str:
     """``text`` as it is compared as text: unwrapped, case-folded, single spaces, no full stop at its end."""
     text = unwrapped(text).translate(_CHARACTERS)
     text = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", text)
-    return " ".join(unwrapped(text).casefold().split()).rstrip(" .!")
+    return unwrapped(text).casefold().rstrip(" .!")
 
 
 @lru_cache(maxsize=4096)
