@@ -10,11 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron_apo.rewards.choices import chosen_options, gold_options
 from megatron_apo.rewards.format import TAGS, visible_text
-from megatron_apo.rewards.formulas import FAILURES, FormulaError, may_be_number, numerical_value, parse_formula, same_formula
+from megatron_apo.rewards.formulas import (
+    FAILURES,
+    FormulaError,
+    may_be_number,
+    numerical_value,
+    parse_formula,
+    same_formula,
+)
 from megatron_apo.rewards.guards import text_refusal
 from megatron_apo.rewards.reading import Quantity, folded, read_quantity
 
@@ -98,8 +105,8 @@ def _read_gold(gold: str, options: tuple[str, ...]) -> Gold:
             return Gold(text, options)
         refusal = refusal or "neither a value, an option nor plain words"
     raise ValueError(
-        f"answer={gold[:80]!r}: the grader reads no number, formula, set, option letter or plain words in it ({refusal}); "
-        "correct the row, write a formula as LaTeX between $ signs, or remove the row"
+        f"answer={gold[:80]!r}: the grader reads no number, formula, set, option letter or plain words in it "
+        f"({refusal}); correct the row, write a formula as LaTeX between $ signs, or remove the row"
     )
 
 
@@ -203,7 +210,7 @@ def _ends(quantity: Quantity) -> bool:
     return rest == 1
 
 
-def _expression(quantity: Quantity):  # type: ignore[no-untyped-def]
+def _expression(quantity: Quantity) -> Any:
     import sympy
 
     if isinstance(quantity.value, Fraction):

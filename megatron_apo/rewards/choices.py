@@ -21,7 +21,8 @@ _LAST_ENDS = re.compile(r"\n|(?<=[.;])\s+(?=(?:Answer|Please|Choose|Select|Give|
 _LABEL = r"(?:\(\s*(?P<bracketed>[A-Za-z])\s*\)|(?P<plain>[A-Za-z]))"
 _ALONE = re.compile(rf"{_LABEL}\s*[.:)]?")
 _LABELLED = re.compile(
-    r"(?:\(\s*(?P<bracketed>[A-Za-z])\s*\)\s*[.:]?|(?P<plain>[A-Za-z])\s*(?:[.:)、]|(?=\s-\s)\s-))\s*(?P<text>\S.*)", re.DOTALL
+    r"(?:\(\s*(?P<bracketed>[A-Za-z])\s*\)\s*[.:]?|(?P<plain>[A-Za-z])\s*(?:[.:)、]|(?=\s-\s)\s-))\s*(?P<text>\S.*)",
+    re.DOTALL,
 )
 _INTRODUCED = re.compile(
     r"(?:the\s+)?(?:correct\s+|final\s+|right\s+)?(?:answer|option|choice)(?:\s+is)?\s*:?\s*(?:option\s+|choice\s+)?",
@@ -42,7 +43,7 @@ def options_of(question: str, choices: Sequence[str] = ()) -> tuple[str, ...]:
         labels = list(style.finditer(question))
         starts = [index for index, label in enumerate(labels) if label[1] == "A"]
         for start in reversed(starts):
-            run = []
+            run: list[re.Match[str]] = []
             for label in labels[start:]:
                 if len(run) < MAX_OPTIONS and label[1] == string.ascii_uppercase[len(run)]:
                     run.append(label)

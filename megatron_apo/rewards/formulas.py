@@ -1,20 +1,18 @@
 """Formulas: LaTeX read by math-verify's parser and compared, numbers by value and everything else by math-verify.
 
-Of math-verify only the LaTeX reader and the comparison are used. Its reader of plain expressions hands the text to
-sympy's ``parse_expr``, which compiles it (``eval``); nothing of a model's text may be compiled.
+Nothing of a model's text may be compiled. math-verify's reader of plain expressions hands the text to sympy's
+``parse_expr``, which compiles it (``eval``), and so does ``sympy.Number`` of text: neither is reached from here.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron_apo.rewards.guards import formula_refusal
-
-if TYPE_CHECKING:
-    from sympy import Basic
 
 # What sympy and math-verify raise on expressions they cannot read or compare. Anything else ends the grader process,
 # which the pool reports as a grader error too.
@@ -32,7 +30,10 @@ FAILURES = (
 )
 MAX_PARTS = 8  # of a union or another set that math-verify compares by set algebra
 _DIGITS = 50  # of a numerical comparison of exact values
-_NO_NUMBER = re.compile(r"(?<!\d),|,(?!\d{3}(?!\d))|[;<>&]|\\\{|\\(?:begin|le|ge|lt|gt|ne|in|cup|cap|mathbb|pm)(?![a-z])|\\[lg]eq|\\neq")
+_NO_NUMBER = re.compile(
+    r"(?<!\d),|,(?!\d{3}(?!\d))|[;<>&]|\\\{|\\(?:begin|leq?|geq?|lt|gt|neq?|in|cup|cap|mathbb|pm)(?![A-Za-z])"
+)
+_WITH_COMMAS = re.compile(r"\s*-?\d{1,3}(,\d{3})+(\.\d+)?\s*")
 _UNKNOWN = re.compile(r"(?<![A-Za-z])[A-DF-Za-df-hj-z]")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 
@@ -41,31 +42,46 @@ class FormulaError(ValueError):
     """The formula is not read: beyond a limit, or no formula."""
 
 
-@lru_cache(maxsize=4096)
-def parse_formula(latex: str) -> Basic:
-    """The expression that ``latex`` says; FormulaError where a limit refuses it or nothing is read in it."""
+@lru_cache(maxsize=1)
+def _reader() -> Any:
+    """math-verify's LaTeX reader, with exact numbers.
+
+    Its own turns every number it meets into ``sympy.Number(text)``, which compiles the text, and into binary floating
+    point, in which 0.1 + 0.2 is not 0.3.
+    """
     import sympy
-    from latex2sympy2_extended import NormalizationConfig
-    from math_verify import LatexExtractionConfig, parse
+    from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
+
+    class Reader(_Latex2Sympy):  # type: ignore[misc]
+        def parse_number(self, text: str) -> Any:
+            number = Fraction(text.replace(",", ""))
+            return sympy.Rational(number.numerator, number.denominator)
+
+    return Reader
+
+
+@lru_cache(maxsize=4096)
+def parse_formula(latex: str) -> Any:
+    """The sympy expression that ``latex`` says; FormulaError where a limit refuses it or nothing is read in it."""
+    import sympy
+    from latex2sympy2_extended import NormalizationConfig, normalize_latex
+    from math_verify.grader import should_treat_as_complex
 
     refusal = formula_refusal(latex)
     if refusal:
         raise FormulaError(refusal)
-    # It would warn that no time limit is set, which is on purpose: its own is a signal of the main thread.
-    logging.getLogger("math_verify.parser").setLevel(logging.ERROR)
     # Units are read before, and kept: math-verify would drop them, and 5 cm would be 5 km.
-    reading = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
-    target = LatexExtractionConfig(normalization_config=reading, boxed_match_priority=-1)
-    found = parse(f"${latex}$", [target], "no_fallback", "first_match", parsing_timeout=None)
-    read: Any = found[0] if found else None
-    if not isinstance(read, (sympy.Basic, sympy.MatrixBase)):
-        raise FormulaError("no formula")
-    if isinstance(read, sympy.Basic) and read.has(sympy.nan, sympy.zoo):
-        raise FormulaError("no number")
+    form = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none")
+    normal = normalize_latex(latex, form)
+    if _WITH_COMMAS.fullmatch(normal):
+        raise FormulaError("no formula")  # a plain number; the reader would compile it
     try:
-        return _exact(read)
-    except FAILURES as error:
+        read = _reader()(is_real=not should_treat_as_complex(normal)).parse(normal)
+    except Exception as error:  # noqa: BLE001 - the parser raises Exception itself for whatever it cannot read
         raise FormulaError(f"no formula ({type(error).__name__})") from error
+    if not isinstance(read, (sympy.Basic, sympy.MatrixBase)) or read.has(sympy.nan, sympy.zoo):
+        raise FormulaError("no formula, or no number")
+    return read
 
 
 def numerical_value(expression: Any) -> Any | None:
@@ -123,7 +139,9 @@ def _comparable(answer: Any, gold: Any) -> bool:
     elif isinstance(gold, (sympy.Interval, sympy.Tuple)):  # (1, 2) is either, and may be answered by 1, 2
         kind = isinstance(answer, (sympy.Interval, sympy.Tuple, sympy.FiniteSet)) and len(answer.args) <= MAX_PARTS
     elif isinstance(gold, sympy.Set):
-        kind = isinstance(answer, sympy.Set) and not isinstance(answer, sympy.FiniteSet) and len(answer.args) <= MAX_PARTS
+        kind = (
+            isinstance(answer, sympy.Set) and not isinstance(answer, sympy.FiniteSet) and len(answer.args) <= MAX_PARTS
+        )
     elif is_relation(gold):
         kind = is_relation(answer)
     else:
@@ -144,8 +162,8 @@ def _differ_somewhere(answer: Any, gold: Any) -> bool:
     # By name: a formula with an i in it is read with complex unknowns.
     names = sorted(answer.free_symbols | gold.free_symbols, key=str)
     order = sorted({str(name) for name in names})
-    for start, step in (("7/5", "13/11"), ("-3/7", "5/3")):
-        at = {name: sympy.Rational(start) + order.index(str(name)) * sympy.Rational(step) for name in names}
+    for start, step in (((7, 5), (13, 11)), ((-3, 7), (5, 3))):
+        at = {name: sympy.Rational(*start) + order.index(str(name)) * sympy.Rational(*step) for name in names}
         values = [numerical_value(expression.xreplace(at)) for expression in (answer, gold)]
         if values[0] is not None and values[1] is not None and not _close(values[0], values[1]):
             return True
@@ -169,7 +187,7 @@ def _is_assignment(expression: Any) -> bool:
 
 
 def _is_number(answer: Any, wanted: Any) -> bool:
-    """Whether every value that the answer claims is the one: of "7 + 6 = 13" both, of "x = 13" the one that is known."""
+    """Whether every value that the answer claims is the one: of "7 + 6 = 13" both, of "x = 13" the known one."""
     import sympy
     from latex2sympy2_extended.logic import And
 
@@ -184,13 +202,3 @@ def _close(value: Any, wanted: Any) -> bool:
 
     scale = max(abs(value), abs(wanted), sympy.Integer(1))
     return bool(abs(value - wanted) <= scale * sympy.Rational(1, 10**30))
-
-
-def _exact(expression: Any) -> Basic:
-    """Decimals as the fractions they were written as: binary floating point would make 0.1 + 0.2 no 0.3."""
-    import sympy
-
-    if not isinstance(expression, sympy.Basic):
-        return expression
-    floats = expression.atoms(sympy.Float)
-    return expression.xreplace({number: sympy.Rational(str(number)) for number in floats}) if floats else expression

@@ -30,9 +30,7 @@ class RewardError(RuntimeError):
     """Rewards cannot be computed; the run must stop."""
 
 
-def worker_command(
-    timeout_seconds: float, memory_mib: int, rewards: Sequence[tuple[str, str]] = ()
-) -> list[str]:
+def worker_command(timeout_seconds: float, memory_mib: int, rewards: Sequence[tuple[str, str]] = ()) -> list[str]:
     """The command of a reward process; its own alarm is a little later than the parent's limit.
 
     ``rewards``: (source, SHA-256) of the user's functions; without any it grades answers.

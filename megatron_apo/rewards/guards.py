@@ -12,6 +12,11 @@ import unicodedata
 from collections.abc import Sequence
 from fractions import Fraction
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 MAX_CHARACTERS = 1000
 MAX_TOKENS = 200
 MAX_DEPTH = 5
@@ -25,15 +30,15 @@ MAX_INDICES = 8  # of letters
 
 # What is read and hardly computed. Not here: sums, products, integrals, limits and whatever else is a task rather than
 # an answer; what writes text (operatorname), and what evaluates while it is parsed (Gamma, gcd, det).
-_OPERATORS = frozenset(
-    "frac sqrt cdot times div pm mp pi infty sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lg "
-    "binom le leq ge geq lt gt ne neq approx in cup cap setminus emptyset varnothing mathbb begin end ldots lvert rvert "
-    "vert lfloor rfloor lceil rceil overline bar vec hat prime to".split()
-)
-_SYMBOLS = frozenset(
-    "angle triangle parallel perp sim cong alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa "
-    "lambda mu nu xi rho sigma tau upsilon phi varphi chi psi omega Delta Theta Lambda Xi Sigma Phi Psi Omega".split()
-)
+_OPERATORS = _words("""
+frac sqrt cdot times div pm mp pi infty sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp
+lg binom le leq ge geq lt gt ne neq approx in cup cap setminus emptyset varnothing mathbb begin end ldots
+lvert rvert vert lfloor rfloor lceil rceil overline bar vec hat prime to
+""")
+_SYMBOLS = _words("""
+angle triangle parallel perp sim cong alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota
+kappa lambda mu nu xi rho sigma tau upsilon phi varphi chi psi omega Delta Theta Lambda Xi Sigma Phi Psi Omega
+""")
 COMMANDS = _OPERATORS | _SYMBOLS
 _ENVIRONMENTS = frozenset({"matrix", "pmatrix", "bmatrix"})
 _STEEP = frozenset({"\\exp", "\\sinh", "\\cosh", "\\binom"})
@@ -199,9 +204,9 @@ def _exponent(tokens: Sequence[str], start: int) -> tuple[Fraction | None, int]:
     numbers = [_magnitude(token) for token in inside if _NUMBER.fullmatch(token)]
     if "^" in inside and (inside.count("^") > 1 or len(numbers) > 3 or any(number > 3 for number in numbers)):
         return None, end
-    bound = Fraction(27 if "^" in inside else 1)
+    bound = Fraction(1)
     for number in numbers:
-        bound *= number
+        bound *= number**3 if "^" in inside else number
     # Of a sum of n terms the product is a bound only with as many ones added.
     return bound + len(numbers) - 1 if numbers else bound, end
 

@@ -17,7 +17,7 @@ from megatron_apo.rewards.grader_process import RewardError, worker_command
 from megatron_apo.rewards.guards import MAX_CHARACTERS
 from megatron_apo.rewards.overlong import OverlongPunishment
 from megatron_apo.rewards.process_pool import ProcessPool
-from megatron_apo.rewards.user_rewards import UserReward, find_user_rewards
+from megatron_apo.rewards.user_rewards import find_user_rewards
 
 __all__ = ["REWARDS", "Asked", "GraderPool", "RewardError", "Scorer", "Verdict"]
 
@@ -153,9 +153,7 @@ class Scorer:
         """
         asked = [self._asked(group) for group in groups]
         graded = self._pool.grade(item for of_group in asked for item in of_group if item is not None)
-        verdicts = [
-            [Verdict("no_answer") if item is None else graded[item] for item in of_group] for of_group in asked
-        ]
+        verdicts = [[Verdict("no_answer") if item is None else graded[item] for item in of_group] for of_group in asked]
         parts = self._user_parts(groups, asked, verdicts)
         scored = []
         errors: list[str] = []

@@ -98,11 +98,11 @@ class ProcessPool:
             if event & selectors.EVENT_READ:
                 self._take(key.data, requests, queue, replies)
         for process in watched:
-            if process in self._active and (process.pending or not process.ready):
-                if time.monotonic() >= process.deadline:
-                    self._drop(process)
-                    seconds = self._timeout_seconds if process.ready else START_SECONDS
-                    self._lose(process, f"no reply after {seconds:g} s", requests, queue, replies)
+            waits = process in self._active and (process.pending or not process.ready)
+            if waits and time.monotonic() >= process.deadline:
+                self._drop(process)
+                seconds = self._timeout_seconds if process.ready else START_SECONDS
+                self._lose(process, f"no reply after {seconds:g} s", requests, queue, replies)
 
     def _take(
         self, process: GraderProcess, requests: Sequence[Request], queue: _Queue, replies: dict[int, Reply]

@@ -37,7 +37,15 @@ _CHARACTERS = str.maketrans(
     {
         **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # the full-width forms of ASCII
         **{"−": "-", "–": "-", "—": "-", "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "⋅": r"\cdot ", "∗": "*"},
-        **{"≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "≈": r"\approx ", "±": r"\pm ", "∞": r"\infty ", "√": r"\sqrt "},
+        **{
+            "≤": r"\leq ",
+            "≥": r"\geq ",
+            "≠": r"\neq ",
+            "≈": r"\approx ",
+            "±": r"\pm ",
+            "∞": r"\infty ",
+            "√": r"\sqrt ",
+        },
         **{"∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "∠": r"\angle ", "△": r"\triangle "},
         **{"π": r"\pi ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "θ": r"\theta ", "λ": r"\lambda "},
         **{"φ": r"\phi ", "ω": r"\omega ", "Δ": r"\Delta ", "µ": "μ", "Ω": "Ω", "º": "°", "˚": "°", "℃": "°C"},
@@ -71,7 +79,8 @@ _WRAPPED = [
 ]
 
 _NUMBER = re.compile(
-    r"(?P<sign>[-+])?\s*(?:(?P<whole>[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+(?!\d)|\d+)(?:\.(?P<point>\d*))?|\.(?P<only>\d+))"
+    r"(?P<sign>[-+])?\s*"
+    r"(?:(?P<whole>[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+(?!\d)|\d+)(?:\.(?P<point>\d*))?|\.(?P<only>\d+))"
     r"(?:[eE](?P<exponent>[-+]?\d{1,2})(?![\dA-Za-z]))?(?![\d,.]*\d)"
 )
 _RATIO = re.compile(
@@ -84,9 +93,15 @@ _MULTIPLE = re.compile(rf"({'|'.join(_MULTIPLES)})s?(?![A-Za-z])", re.IGNORECASE
 _MONEY = re.compile(r"(?P<sign>-?)\s*(?:\\?(?P<money>[$€£¥]))\s*(?=[\d.])")
 
 # A sentence around the answer: "The sum is 13", "Answer: 13". No digit may stand before the value.
-_SENTENCE = re.compile(r"[A-Za-z\s,'\"]*?(?:\b(?:is|are|was|were|equals|equal to|answer)\b\s*:?|:)\s*", re.IGNORECASE)
-_NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|cannot|hardly|minus|negative|if|unless|\w*n'?t)\b", re.IGNORECASE)
-_NAME = re.compile(r"\s*((?:\\(?:angle|triangle|Delta|alpha|beta|gamma|theta|lambda)|[A-Za-z'\s])[A-Za-z'\s]*(?:_\{?\w\}?)?)\s*=(?!=)")
+_SENTENCE = re.compile(r"[A-Za-z\s,'\"]*?(?:\b(?:is|are|was|were|equals|equal to|answer)\b\s*:?|:)\s*", re.I)
+_NEGATION = re.compile(
+    r"\b(?:not|no|never|neither|nor|cannot|hardly|minus|negative|if|unless|\w*n'?t)\b", re.IGNORECASE
+)
+_NAME = re.compile(
+    r"\s*((?:\\(?:angle|triangle|Delta|alpha|beta|gamma|theta|lambda)|[A-Za-z'\s])[A-Za-z'\s]*(?:_\{?\w\}?)?)\s*=(?!=)"
+)
+# Of a number before a bracket math-verify makes a mixed number: 2(3) would be 5.
+_PRODUCT = re.compile(r"((?<![\d._^{])\d+(?:\.\d+)?|\))\s*(?=\()")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
@@ -120,9 +135,12 @@ def read_quantity(text: str) -> Quantity | None:
     for pattern, replacement in _REWRITES:
         formula = pattern.sub(replacement, formula)
     formula = unwrapped(formula).rstrip(" .,;").strip().removeprefix("=").strip()
-    formula = _without_sentence(formula)
-    if formula is None:
-        return None
+    said = _without_sentence(formula)
+    return None if said is None else _read_named(said)
+
+
+def _read_named(formula: str) -> Quantity | None:
+    """With the name that the value is given, "x" of "x = 5 cm", where it is a plain number."""
     name = _NAME.match(formula)
     if name is not None and _NEGATION.search(name[1]) is None:
         named = _read_value(formula[name.end() :].strip())
@@ -168,7 +186,7 @@ def _read_formula(formula: str) -> Quantity | None:
         unit = parse_unit(_bare(rest)) if value.strip() and len(rest) <= 40 else None
         if unit is not None and not re.search("[A-Za-z]", _COMMAND.sub("", value)):
             return Quantity(_as_list(value), unit)
-    formula = _as_list(formula)
+    formula = _PRODUCT.sub(r"\1\\cdot ", _as_list(formula))
     # Two numbers side by side would be read as their product.
     if not formula or _WORD.search(_COMMAND.sub(" ", formula)) and not _only_environments(formula):
         return None

@@ -74,12 +74,13 @@ _TABLE: dict[str, tuple[str, str]] = {
 
 _SIZES = frozenset({"long", "tall", "wide", "high", "deep", "old", "away"})  # "5 cm long" is 5 cm
 # Words after a number that say more than what is counted.
-_NO_UNITS = frozenset(
-    "a an and are at away be but by can cannot did do does except false greater half hardly if in is isn it just least "
-    "less maybe minus more most n negative neither never no nor not of off only or over perhaps plus probably s than "
-    "that the then these this those to too true under unless was were wrong above below between times divided equals "
-    "equal sin cos tan cot sec csc log ln exp sqrt pi mod max min lim e i x y z".split()
-)
+_STOP_WORDS = """
+a an and are at away be but by can cannot did do does except false greater half hardly if in is isn it just
+least less maybe minus more most n negative neither never no nor not of off only or over perhaps plus probably
+s than that the then these this those to too true under unless was were wrong above below between times
+divided equals equal sin cos tan cot sec csc log ln exp sqrt pi mod max min lim e i x y z
+"""
+_NO_UNITS = frozenset(_STOP_WORDS.split())
 _ALONE = frozenset({"°", "%"})  # never part of another unit, nor written twice
 _PART = re.compile(
     r"(?P<word>°\s?[CF]\b|[A-Za-zμµΩω]+|[°%$€£¥])\s*(?:\^\s*\{?\s*(?P<power>[-−]?\d)\s*\}?)?|(?P<join>[/*·]|\\cdot|\s+)"
@@ -99,9 +100,7 @@ def _base(units: str) -> dict[str, int]:
     return {name: int(power or 1) for name, power in found}
 
 
-_UNITS = {
-    name: (Fraction(factor), _base(base)) for names, (factor, base) in _TABLE.items() for name in names.split()
-}
+_UNITS = {name: (Fraction(factor), _base(base)) for names, (factor, base) in _TABLE.items() for name in names.split()}
 
 
 def parse_unit(text: str) -> Unit | None:
