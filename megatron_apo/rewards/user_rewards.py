@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import json
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -53,6 +54,25 @@ def find_user_rewards(settings: Mapping[str, float], taken: tuple[str, ...]) -> 
             raise ValueError(f"{setting}: {file} cannot be read ({error.strerror or error})") from error
         found.append(UserReward(name, source, str(file), hashlib.sha256(content).hexdigest(), weight))
     return found
+
+
+def record_user_rewards(rewards: Sequence[UserReward], file: Path) -> None:
+    """Writes down which files the run's rewards are, by SHA-256; ValueError when the run began with others.
+
+    ``file`` exists from the run's first start on, where it has rewards of the user's.
+    """
+    digests = {reward.source: {"file": reward.file, "sha256": reward.sha256} for reward in rewards}
+    if file.is_file():
+        begun = json.loads(file.read_text(encoding="utf-8"))
+        for source, now in digests.items():
+            before = begun.get(source, {}).get("sha256")
+            if before != now["sha256"]:
+                raise ValueError(
+                    f"rewards.user={source}: {now['file']} has changed since the run began ({now['sha256']}, was "
+                    f"{before}); put it back, or start a new run"
+                )
+    elif digests:
+        file.write_text(json.dumps(digests, indent=2), encoding="utf-8")
 
 
 def load_user_reward(source: str, sha256: str) -> Callable[..., object]:

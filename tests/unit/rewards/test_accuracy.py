@@ -331,11 +331,8 @@ def test_verdicts_do_not_depend_on_the_process_or_its_hash_seed() -> None:
         "from tests.unit.rewards.test_accuracy import CORRECT, WRONG, grade; import sys; "
         "sys.exit([grade(*p) for p in CORRECT + WRONG] != ['correct'] * len(CORRECT) + ['wrong'] * len(WRONG))"
     )
-    running = [
-        subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed})
-        for seed in ("1", "77")
-    ]
-    assert [process.wait(120) for process in running] == [0, 0]
+    # The seed of this process is another.
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": "77"}, timeout=240, check=True)
 
 
 def test_the_grader_loads_no_torch() -> None:

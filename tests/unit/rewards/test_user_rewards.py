@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from megatron_apo.config import RewardConfig
 from megatron_apo.records import RolloutGroup
 from megatron_apo.rewards.pool import RewardError, Scorer
-from megatron_apo.rewards.user_rewards import find_user_rewards, load_user_reward
+from megatron_apo.rewards.user_rewards import find_user_rewards, load_user_reward, record_user_rewards
 from tests.unit.rewards.test_pool import group, response
 
 FUNCTIONS = """
@@ -88,6 +89,17 @@ def test_the_file_is_named_by_its_sha256_and_must_not_change(file: Path) -> None
     file.write_text(FUNCTIONS + "\n")
     with pytest.raises(ValueError, match="has changed since the run began"):
         load_user_reward(source, reward.sha256)
+
+
+def test_a_run_writes_them_down_and_continues_with_no_others(file: Path, tmp_path: Path) -> None:
+    source, record = f"{file}:brevity", tmp_path / "user_rewards.json"
+    record_user_rewards(find_user_rewards({source: 0.5}, taken=()), record)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert json.loads(record.read_text())[source]["sha256"] == digest
+    record_user_rewards(find_user_rewards({source: 0.7}, taken=()), record)
+    file.write_text(FUNCTIONS + "\n")
+    with pytest.raises(ValueError, match=f"brevity: .* has changed since the run began .* was {digest}"):
+        record_user_rewards(find_user_rewards({source: 0.5}, taken=()), record)
 
 
 def test_a_module_on_the_path_is_found_without_being_loaded(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
