@@ -179,8 +179,8 @@ def check_purpose(config: Config, *, supervised: bool) -> None:
     paid = rewards.accuracy or rewards.format or any(rewards.user.values())
     if not supervised and not paid and config.objective.overlong.policy != "punish":
         raise ValueError(
-            "rewards.accuracy=0: must be above 0 with rewards.format=0 and no rewards.user; every response would earn the "
-            "same and teach nothing"
+            "rewards.accuracy=0: must be above 0 with rewards.format=0 and no rewards.user; every response would earn "
+            "the same and teach nothing"
         )
 
 
