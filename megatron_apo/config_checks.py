@@ -79,6 +79,7 @@ _CHECKS: list[_Check] = [
     ("sampling.top_p", lambda p: p == 1, "must be 1; log-probabilities are trained under the whole distribution"),
     ("rollout.gpu_memory_utilization", lambda u: 0 < u < 1, "must lie between 0 and 1; training needs the rest"),
     *_at_least(512, " (a grader's libraries alone take as much)", "rewards.memory_mib"),
+    ("rewards.user", lambda user: all(map(math.isfinite, user.values())), "each weight must be a finite number"),
     ("rewards.max_error_rate", lambda r: 0 <= r <= 1, "must lie between 0 and 1; it is a share of the responses"),
     ("optimizer.beta1", lambda b: 0 <= b < 1, "must lie between 0 and 1"),
     ("optimizer.beta2", lambda b: 0 <= b < 1, "must lie between 0 and 1"),
