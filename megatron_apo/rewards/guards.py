@@ -12,11 +12,6 @@ import unicodedata
 from collections.abc import Sequence
 from fractions import Fraction
 
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
 MAX_CHARACTERS = 1000
 MAX_TOKENS = 200
 MAX_DEPTH = 5
@@ -27,6 +22,11 @@ MAX_FACTORIAL = 100
 MAX_ELEMENTS = 40  # of a set, tuple or matrix
 MAX_LETTERS = 12  # different ones
 MAX_INDICES = 8  # of letters
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
 
 # What is read and hardly computed. Not here: sums, products, integrals, limits and whatever else is a task rather than
 # an answer; what writes text (operatorname), and what evaluates while it is parsed (Gamma, gcd, det).

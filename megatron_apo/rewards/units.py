@@ -26,7 +26,7 @@ _TABLE: dict[str, tuple[str, str]] = {
     "mi mile": ("1609.344", "m"),
     "ha hectare": ("10000", "m2"),
     "acre": ("4046.8564224", "m2"),
-    "ml milliliter millilitre": ("1e-6", "m3"),
+    "ml mL milliliter millilitre": ("1e-6", "m3"),
     "cc": ("1e-6", "m3"),
     "l L liter litre": ("1e-3", "m3"),
     "mg milligram": ("1e-6", "kg"),
@@ -45,25 +45,25 @@ _TABLE: dict[str, tuple[str, str]] = {
     "yr year": ("12", "month"),
     "mph": ("0.44704", "m s-1"),
     "kph kmh": ("1000/3600", "m s-1"),
-    "hz hertz": ("1", "s-1"),
+    "Hz hertz": ("1", "s-1"),
     "N newton": ("1", "kg m s-2"),
-    "kn kilonewton": ("1000", "kg m s-2"),
-    "pa pascal": ("1", "kg m-1 s-2"),
+    "kN kilonewton": ("1000", "kg m s-2"),
+    "Pa pascal": ("1", "kg m-1 s-2"),
     "kpa kilopascal": ("1000", "kg m-1 s-2"),
     "J joule": ("1", "kg m2 s-2"),
-    "kj kilojoule": ("1000", "kg m2 s-2"),
+    "kJ kilojoule": ("1000", "kg m2 s-2"),
     "W watt": ("1", "kg m2 s-3"),
-    "kw kilowatt": ("1000", "kg m2 s-3"),
+    "kW kilowatt": ("1000", "kg m2 s-3"),
     "kwh": ("3600000", "kg m2 s-2"),
     "A amp ampere": ("1", "A"),
-    "ma milliampere": ("1e-3", "A"),
+    "mA milliampere": ("1e-3", "A"),
     "V volt": ("1", "kg m2 s-3 A-1"),
     "ω Ω ohm": ("1", "kg m2 s-3 A-2"),
     "mol mole": ("1", "mol"),
     "° deg degree": ("1", "degree"),
     "rad radian": ("1", "radian"),
-    "°c celsius": ("1", "celsius"),
-    "°f fahrenheit": ("1", "fahrenheit"),
+    "°C celsius": ("1", "celsius"),
+    "°F fahrenheit": ("1", "fahrenheit"),
     "K kelvin": ("1", "kelvin"),
     "% percent percentage pct": ("1/100", ""),
     "$ dollar usd": ("1", "dollar"),
@@ -150,8 +150,8 @@ def counted_thing(text: str) -> Unit | None:
 def _known(word: str) -> str:
     """The table's name of a unit as it may be written: any case, singular or plural; empty when it has none."""
     word = word.replace("µ", "μ")
-    # Single letters mean different things in capitals: 5 k and 5 K, 5 j and 5 J.
-    candidates = (word,) if len(word) == 1 else (word, word.lower(), _singular(word.lower()))
+    # Symbols mean other things in capitals: 5 k and 5 K, mg and Mg; words do not.
+    candidates = (word,) if len(word) <= 2 else (word, word.lower(), _singular(word.lower()))
     return next((candidate for candidate in candidates if candidate in _UNITS), "")
 
 
