@@ -22,6 +22,8 @@ MAX_FACTORIAL = 100
 MAX_ELEMENTS = 40  # of a set, tuple or matrix
 MAX_LETTERS = 12  # different ones
 MAX_INDICES = 8  # of letters
+MAX_CHAIN = 3  # functions of functions
+MAX_DIVISIONS = 10  # one after the other: sympy's numerical value takes twice as long with each
 
 
 def _words(text: str) -> frozenset[str]:
@@ -40,6 +42,10 @@ angle triangle parallel perp sim cong alpha beta gamma delta epsilon varepsilon 
 kappa lambda mu nu xi rho sigma tau upsilon phi varphi chi psi omega Delta Theta Lambda Xi Sigma Phi Psi Omega
 """)
 COMMANDS = _OPERATORS | _SYMBOLS
+_NESTING = frozenset(
+    f"\\{name}"
+    for name in "sqrt frac sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lg".split()
+)
 _ENVIRONMENTS = frozenset({"matrix", "pmatrix", "bmatrix"})
 _STEEP = frozenset({"\\exp", "\\sinh", "\\cosh", "\\binom"})
 
@@ -88,6 +94,8 @@ def _too_many(tokens: Sequence[str]) -> str:
         return f"more than {MAX_ELEMENTS} elements"
     if len({token for token in tokens if token.isalpha()}) > MAX_LETTERS:
         return f"more than {MAX_LETTERS} different letters"
+    if sum(token in ("/", ":", "\\div") for token in tokens) > MAX_DIVISIONS:
+        return f"more than {MAX_DIVISIONS} divisions"
     if tokens.count("_") > MAX_INDICES:
         return f"more than {MAX_INDICES} indices"
     if sum(token in _STEEP for token in tokens) > 1:
@@ -140,9 +148,10 @@ def _nesting_refusal(tokens: Sequence[str]) -> str:
             break
     if depth:
         return "brackets that do not match"
-    # Without braces roots and fractions nest as well.
-    runs = re.findall(r"(?:r(?=r))+", "".join("r" if token in ("\\sqrt", "\\frac") else "." for token in tokens))
-    return "a chain of roots or fractions" if any(len(run) >= 3 for run in runs) else ""
+    # Without braces functions, roots and fractions nest as well.
+    bare = [token for token in tokens if token not in ("(", "{", "[")]
+    runs = "".join("f" if token in _NESTING else "." for token in bare).split(".")
+    return f"more than {MAX_CHAIN} functions of functions" if max(map(len, runs)) > MAX_CHAIN else ""
 
 
 def _factorial_refusal(tokens: Sequence[str]) -> str:
