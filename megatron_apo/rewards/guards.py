@@ -42,10 +42,8 @@ angle triangle parallel perp sim cong alpha beta gamma delta epsilon varepsilon 
 kappa lambda mu nu xi rho sigma tau upsilon phi varphi chi psi omega Delta Theta Lambda Xi Sigma Phi Psi Omega
 """)
 COMMANDS = _OPERATORS | _SYMBOLS
-_NESTING = frozenset(
-    f"\\{name}"
-    for name in "sqrt frac sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lg".split()
-)
+_FUNCTIONS = _words("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lg")
+_NESTING = frozenset(f"\\{name}" for name in _FUNCTIONS | {"sqrt", "frac"})
 _ENVIRONMENTS = frozenset({"matrix", "pmatrix", "bmatrix"})
 _STEEP = frozenset({"\\exp", "\\sinh", "\\cosh", "\\binom"})
 
