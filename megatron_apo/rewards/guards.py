@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 MAX_CHARACTERS = 1000
-MAX_TOKENS = 200
+MAX_TOKENS = 120
 MAX_DEPTH = 5
 MAX_DIGITS = 40  # of one number
 MAX_POWER = 200  # of numbers: nested powers multiply
