@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint env eval-env properties layout-properties loss-properties clean-env
+.PHONY: help quickstart test lint env eval-env properties layout-properties loss-properties hostile-answers clean-env
 
 help:
 	@echo "make quickstart   make the environment, then train a small Qwen2.5-VL to read handwriting, on a CPU"
@@ -27,6 +27,7 @@ help:
 	@echo "make eval-env     lmms-eval's own environment (in $(EVAL)), for tools/published_benchmarks.py"
 	@echo "make properties   random models, inputs and layouts: outputs against transformers, losses against one unsplit"
 	@echo "                  computation (DRAWS=500 of each; layout-properties or loss-properties: one of them alone)"
+	@echo "make hostile-answers  answers that try to hang or fool the grader, and DRAWS=1000 random changes of them"
 	@echo "make clean-env    remove it"
 	@echo "PYTHON=/path/to/python3.12 chooses the interpreter: 3.11 or 3.12"
 
@@ -69,6 +70,9 @@ layout-properties: $(READY)
 
 loss-properties: $(READY)
 	@$(BIN)/python -m tests.properties.losses --draws $(or $(DRAWS),500) --log loss_properties.log
+
+hostile-answers: $(READY)
+	@$(BIN)/python -m tests.properties.answers --mutations $(or $(DRAWS),1000)
 
 clean-env:
 	rm -rf $(VENV)

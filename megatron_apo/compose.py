@@ -33,6 +33,7 @@ from megatron_apo.planning.work import training_costs
 from megatron_apo.records import RolloutGroup
 from megatron_apo.rewards.overlong import overlong_punishment
 from megatron_apo.rewards.pool import Scorer
+from megatron_apo.rewards.user_rewards import record_user_rewards
 from megatron_apo.rollout.build import build_engine
 from megatron_apo.rollout.engine import RolloutEngine
 from megatron_apo.rollout.record_files import write_step
@@ -168,11 +169,15 @@ class Run:
         # Last: a run that could not start leaves no directory behind.
         claim(config, resume=resume_step is not None)
         write_data_files(self.directory.root, read)
+        record_user_rewards(self.scorer.user_rewards, self.directory.user_rewards)
+        digests = {reward.source: reward.sha256 for reward in self.scorer.user_rewards}
+        for name, sha256 in digests.items():
+            say(f"reward {name}: SHA-256 {sha256}")
         writers = open_writers(
             self.directory.root,
             config.logging,
             resume_step,
-            settings=yaml.safe_load(dump_config(config)),
+            settings={**yaml.safe_load(dump_config(config)), "user_rewards_sha256": digests},
         )
         alarms = build_alarms(config.alarms, read_metrics(self.directory.root))
         progress = Progress(config.run.steps, initial=resume_step or 0, label="train", enabled=config.logging.progress)

@@ -116,8 +116,11 @@ class RewardConfig:
 
     accuracy: float = 1.0
     format: float = 0.5
+    user: dict[str, float] = field(default_factory=dict)  # weights by module:function or path/to/file.py:function
+    tolerance: float = 0.0  # relative, of measured answers (decimals, values with a unit); 0: exact
     workers: int = 1  # grader processes
     timeout_seconds: float = 10.0  # of one answer; then the worker is killed
+    memory_mib: int = 4096  # address space of one worker
     max_error_rate: float = 0.01  # share of grader errors in a step above which the run stops
 
 

@@ -70,7 +70,7 @@ _CHECKS: list[_Check] = [
     *_at_least(0, "", "optimizer.warmup_steps", "optimizer.minimum_learning_rate", "optimizer.weight_decay"),
     *_at_least(0, " (0: no clipping)", "optimizer.clip_gradient"),
     *_at_least(0, " (0: greedy)", "evaluation.temperature"),
-    *_at_least(0, "", "rewards.accuracy", "rewards.format", "logging.report_samples"),
+    *_at_least(0, "", "rewards.accuracy", "rewards.format", "rewards.tolerance", "logging.report_samples"),
     *_at_least(1, "", "alarms.steps"),
     *_shares("zero_variance_groups", "clip_fraction", "truncated", "effective_sample_size", "corrected"),
     *_at_least(0, " (0: none)", *(f"alarms.{action}.{name}" for action in ("warn", "stop") for name in _ALARMS)),
@@ -86,6 +86,8 @@ _CHECKS: list[_Check] = [
     ),
     *_at_least(0, " (0: one for each core, eight at most)", "data.workers"),
     ("data.cache", bool, "must name a directory for pictures that come as bytes"),
+    *_at_least(512, " (a grader's libraries alone take as much)", "rewards.memory_mib"),
+    ("rewards.user", lambda user: all(map(math.isfinite, user.values())), "each weight must be a finite number"),
     ("rewards.max_error_rate", lambda r: 0 <= r <= 1, "must lie between 0 and 1; it is a share of the responses"),
     ("optimizer.beta1", lambda b: 0 <= b < 1, "must lie between 0 and 1"),
     ("optimizer.beta2", lambda b: 0 <= b < 1, "must lie between 0 and 1"),
@@ -208,10 +210,11 @@ def check_purpose(config: Config, *, supervised: bool) -> None:
             "objective.name=sft: is for demonstrations; run the command sft, or choose an objective of rewards"
         )
     rewards = config.rewards
-    if not supervised and not rewards.accuracy and not rewards.format and config.objective.overlong.policy != "punish":
+    paid = rewards.accuracy or rewards.format or any(rewards.user.values())
+    if not supervised and not paid and config.objective.overlong.policy != "punish":
         raise ValueError(
-            "rewards.accuracy=0: must be above 0 with rewards.format=0; every response would earn the same and teach "
-            "nothing"
+            "rewards.accuracy=0: must be above 0 with rewards.format=0 and no rewards.user; every response would earn "
+            "the same and teach nothing"
         )
 
 

@@ -237,6 +237,10 @@ def _list(name: str, value: Any, kind: Any) -> tuple[Any, ...]:
 def _typed(name: str, value: Any, kind: Any) -> Any:
     if get_origin(kind) is tuple:
         return _list(name, value, get_args(kind)[0])
+    if get_origin(kind) is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise ValueError(f"{name}={value!r}: must be a mapping of names to values")
+        return {key: _typed(f"{name}.{key}", item, get_args(kind)[1]) for key, item in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is int and isinstance(value, bool) or not isinstance(value, kind):

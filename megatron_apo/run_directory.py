@@ -19,7 +19,8 @@ _MAY_DIFFER = (
     *("parallel.tensor", "parallel.pipeline", "parallel.sequence", "parallel.timeout_seconds"),
     *("parallel.context", "parallel.virtual_pipeline", "parallel.first_stage_layers"),
     *("rollout.placement", "rollout.kv_cache_gib", "rollout.gpu_memory_utilization", "rollout.timeout_seconds"),
-    *("rewards.workers", "rewards.timeout_seconds", "training.tokens_per_microbatch", "training.logits_chunk_tokens"),
+    *("rewards.workers", "rewards.timeout_seconds", "rewards.memory_mib"),
+    *("training.tokens_per_microbatch", "training.logits_chunk_tokens"),
     *("data.workers", "data.cache", "data.max_bad_share", "evaluation.batch"),
     *("model.reference", "training.max_skipped_in_a_row", "alarms.", "logging."),
 )
@@ -46,6 +47,10 @@ class RunDirectory:
     @property
     def export(self) -> Path:
         return self.root / "export"
+
+    @property
+    def user_rewards(self) -> Path:
+        return self.root / "user_rewards.json"
 
     @property
     def report(self) -> Path:

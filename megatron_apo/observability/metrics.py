@@ -47,14 +47,15 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
 
     ``reward/<part>`` (unweighted, so accuracy is a share), ``reward/total``, ``rollout/response_length`` and
     ``…_wrong`` (tokens, end-of-sequence included; the latter absent when none is wrong), ``rollout/truncated`` (share
-    without an end token), ``reward/grader_error`` (share of all responses) and ``apo/difficulty`` (mean share of
-    not-correct responses per group).
+    without an end token), ``reward/grader_error`` and ``reward/no_answer`` (shares of all responses) and
+    ``apo/difficulty`` (mean share of not-correct responses per group).
     """
     metrics = StepMetrics()
     for group in groups:
         judged = [(r, s) for r, s in zip(group.rollouts, group.scores, strict=True) if s.valid]
         for score in group.scores:
             metrics.add("reward/grader_error", float(not score.valid))
+            metrics.add("reward/no_answer", float(score.outcome == "no_answer"))
         for rollout, score in judged:
             length = len(rollout.token_ids)
             for name, part in score.parts.items():

@@ -1,23 +1,25 @@
-"""Scoring: rollouts in, scores out; the grading in a pool of processes that can be killed."""
+"""Scoring: rollouts in, scores out; grading and the user's rewards in pools of processes that can be killed."""
 
 from __future__ import annotations
 
-import selectors
-import time
-from collections import OrderedDict, deque
+import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import cast
 
 from megatron_apo.config import RewardConfig
 from megatron_apo.records import Outcome, Rollout, RolloutGroup, Score
 from megatron_apo.rewards.accuracy import extract_answer
+from megatron_apo.rewards.choices import options_of
 from megatron_apo.rewards.format import format_reward
-from megatron_apo.rewards.grader_process import GraderProcess, RewardError, worker_command
+from megatron_apo.rewards.grader_process import RewardError, worker_command
+from megatron_apo.rewards.guards import MAX_CHARACTERS
 from megatron_apo.rewards.overlong import OverlongPunishment
+from megatron_apo.rewards.process_pool import ProcessPool
+from megatron_apo.rewards.user_rewards import find_user_rewards
 
-__all__ = ["REWARDS", "GraderPool", "RewardError", "Scorer", "Verdict"]
+__all__ = ["REWARDS", "Asked", "GraderPool", "RewardError", "Scorer", "Verdict"]
 
 CACHE_ENTRIES = 65536
 
@@ -30,132 +32,93 @@ REWARDS: dict[str, Callable[[str, Outcome], float]] = {
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What there is to grade: an extracted answer, the row's gold answer and its options, if it has any."""
+
+    answer: str
+    gold: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """What the grader said of one (answer, gold); ``detail`` tells why it could not judge."""
+    """What the grader said; ``detail`` tells why it could not judge."""
 
     outcome: Outcome
     detail: str = ""
 
 
 class GraderPool:
-    """Grades (answer, gold) pairs in ``workers`` processes, each answer within ``timeout_seconds``.
+    """Grades answers in ``workers`` processes, each answer within ``timeout_seconds``.
 
-    A process that takes longer, or dies, is replaced; its answer is a grader error. Judged pairs are remembered
+    A process that takes longer, or dies, is replaced; its answer is a grader error. Verdicts are remembered
     (``CACHE_ENTRIES`` of them, least recently used dropped first), errors are not: a busy machine may have caused
     them. ``command`` replaces the grader's command line.
     """
 
-    def __init__(self, workers: int, timeout_seconds: float, *, command: Sequence[str] | None = None):
+    def __init__(
+        self,
+        workers: int,
+        timeout_seconds: float,
+        *,
+        memory_mib: int = RewardConfig.memory_mib,
+        tolerance: float = 0.0,
+        command: Sequence[str] | None = None,
+    ):
         if workers < 1:
             raise ValueError(f"rewards.workers={workers}: at least one grader process is needed")
         if timeout_seconds <= 0:
             raise ValueError(f"rewards.timeout_seconds={timeout_seconds}: must be above 0")
-        self._workers = workers
-        self._timeout_seconds = timeout_seconds
-        self._command = list(command) if command is not None else worker_command(timeout_seconds)
-        self._processes: list[GraderProcess] = []
-        self._cache: OrderedDict[tuple[str, str], Verdict] = OrderedDict()
+        self._tolerance = tolerance
+        command = list(command) if command is not None else worker_command(timeout_seconds, memory_mib)
+        self._processes = ProcessPool(command, workers, timeout_seconds)
+        self._cache: OrderedDict[Asked, Verdict] = OrderedDict()
 
-    def grade(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Verdict]:
-        """A verdict for every distinct (answer, gold); raises RewardError when no grader can be started."""
-        verdicts: dict[tuple[str, str], Verdict] = {}
-        waiting: deque[tuple[str, str]] = deque()
-        for pair in dict.fromkeys(pairs):
-            if pair in self._cache:
-                self._cache.move_to_end(pair)
-                verdicts[pair] = self._cache[pair]
+    def grade(self, asked: Iterable[Asked]) -> dict[Asked, Verdict]:
+        """A verdict for everything that is asked; raises RewardError when no grader can be started."""
+        verdicts: dict[Asked, Verdict] = {}
+        waiting: list[Asked] = []
+        for item in dict.fromkeys(asked):
+            if len(item.answer) > MAX_CHARACTERS:  # the grader would say the same; no need to send it there
+                verdicts[item] = Verdict("wrong", f"{len(item.answer)} characters")
+            elif item in self._cache:
+                self._cache.move_to_end(item)
+                verdicts[item] = self._cache[item]
             else:
-                waiting.append(pair)
-        if waiting:
-            self._grade_in_processes(waiting, verdicts)
+                waiting.append(item)
+        requests = [
+            {"answer": item.answer, "gold": item.gold, "options": item.options, "tolerance": self._tolerance}
+            for item in waiting
+        ]
+        for item, reply in zip(waiting, self._processes.run(requests), strict=True):
+            if "error" in reply:
+                verdicts[item] = Verdict("grader_error", reply["error"])
+            else:
+                verdicts[item] = Verdict(reply["outcome"], reply["detail"])
+            self._remember(item, verdicts[item])
         return verdicts
 
     def close(self) -> None:
         """Ends the processes; safe to call twice."""
-        for process in self._processes:
-            process.kill()
-        self._processes.clear()
+        self._processes.close()
 
-    def _grade_in_processes(self, waiting: deque[tuple[str, str]], verdicts: dict[tuple[str, str], Verdict]) -> None:
-        """Hands out one answer at a time to each process until all have a verdict."""
-        busy: list[GraderProcess] = []
-        idle = list(self._processes)
-        try:
-            while waiting or busy:
-                while waiting and len(busy) < self._workers:
-                    process = idle.pop() if idle else self._start()
-                    busy.append(process)
-                    if not process.ask(waiting[0], self._timeout_seconds):
-                        # It died while idle: the answer is not to blame and goes to the next process.
-                        self._drop(process, busy)
-                        continue
-                    waiting.popleft()
-                for process, verdict in self._wait(busy):
-                    assert process.pending is not None
-                    verdicts[process.pending] = verdict
-                    self._remember(process.pending, verdict)
-                    process.pending = None
-                    if process in self._processes:
-                        busy.remove(process)
-                        idle.append(process)
-                busy = [process for process in busy if process in self._processes]
-        finally:
-            for process in busy:  # only after an exception: their replies would answer the next call's questions
-                self._drop(process, busy.copy())
-
-    def _wait(self, busy: list[GraderProcess]) -> list[tuple[GraderProcess, Verdict]]:
-        """Blocks until a reply, a death or the first deadline; kills what is past its time."""
-        finished: list[tuple[GraderProcess, Verdict]] = []
-        with selectors.DefaultSelector() as selector:
-            for process in busy:
-                selector.register(process, selectors.EVENT_READ)
-            first = min(process.deadline for process in busy)
-            for key, _ in selector.select(max(0.0, first - time.monotonic())):
-                process = cast(GraderProcess, key.fileobj)
-                try:
-                    reply = process.read_reply()
-                except EOFError:
-                    self._drop(process, [])
-                    code = process.process.returncode
-                    finished.append((process, Verdict("grader_error", f"the grader process ended (exit code {code})")))
-                    continue
-                if reply is not None:
-                    finished.append((process, Verdict(cast(Outcome, reply["outcome"]), str(reply["detail"]))))
-        answered = {id(process) for process, _ in finished}
-        for process in busy:
-            if id(process) not in answered and time.monotonic() >= process.deadline:
-                self._drop(process, [])
-                finished.append((process, Verdict("grader_error", f"no verdict after {self._timeout_seconds:g} s")))
-        return finished
-
-    def _start(self) -> GraderProcess:
-        process = GraderProcess(self._command)
-        self._processes.append(process)
-        return process
-
-    def _drop(self, process: GraderProcess, busy: list[GraderProcess]) -> None:
-        process.kill()
-        if process in self._processes:
-            self._processes.remove(process)
-        if process in busy:
-            busy.remove(process)
-
-    def _remember(self, pair: tuple[str, str], verdict: Verdict) -> None:
+    def _remember(self, item: Asked, verdict: Verdict) -> None:
         if verdict.outcome == "grader_error":
             return
-        self._cache[pair] = verdict
+        self._cache[item] = verdict
         if len(self._cache) > CACHE_ENTRIES:
             self._cache.popitem(last=False)
 
 
 class Scorer:
-    """Scores groups of rollouts: each part of ``REWARDS`` as 0 or 1, their weighted sum, and correctness.
+    """Scores groups of rollouts: each part of ``REWARDS`` as 0 or 1, the user's as they come, their weighted sum, and
+    correctness.
 
     ``overlong`` adds a part of its own, -1 to 0, of responses near the cap.
 
-    A response that the grader could not judge has accuracy 0, outcome "grader_error" and is not ``valid``: it is left
-    out of its group, never paid. Grader processes start with the first answer to grade. Use it as a context manager,
-    or close it.
+    A response that the grader could not judge, or that one of the user's rewards failed on, has outcome
+    "grader_error" and is not ``valid``: it is left out of its group, never paid. Processes start with the first answer
+    to grade. Use it as a context manager, or close it.
     """
 
     def __init__(
@@ -168,7 +131,19 @@ class Scorer:
         self._overlong = overlong
         self._weights = {name: float(getattr(config, name)) for name in REWARDS}
         self._max_error_rate = config.max_error_rate
-        self._pool = GraderPool(config.workers, config.timeout_seconds, command=grader_command)
+        self._pool = GraderPool(
+            config.workers,
+            config.timeout_seconds,
+            memory_mib=config.memory_mib,
+            tolerance=config.tolerance,
+            command=grader_command,
+        )
+        self.user_rewards = find_user_rewards(config.user, taken=(*REWARDS, "overlong", "total", "grader_error"))
+        self._user_pool: ProcessPool | None = None
+        if self.user_rewards:
+            sources = [(reward.source, reward.sha256) for reward in self.user_rewards]
+            command = worker_command(config.timeout_seconds, config.memory_mib, sources)
+            self._user_pool = ProcessPool(command, config.workers, config.timeout_seconds)
 
     def score(self, groups: Sequence[RolloutGroup], earlier: Sequence[RolloutGroup] = ()) -> list[RolloutGroup]:
         """The same groups with ``scores`` filled, one per rollout, in order.
@@ -176,30 +151,33 @@ class Scorer:
         Raises RewardError when more than ``rewards.max_error_rate`` of the responses could not be judged, those of the
         scored groups ``earlier`` in the same step counted too: a refill may be a few responses.
         """
-        answers = [[extract_answer(rollout.text) for rollout in group.rollouts] for group in groups]
-        verdicts = self._pool.grade(
-            (answer, group.prompt.gold)
-            for group, of_group in zip(groups, answers, strict=True)
-            for answer in of_group
-            if answer is not None
-        )
-        errors: list[str] = []
+        asked = [self._asked(group) for group in groups]
+        graded = self._pool.grade(item for of_group in asked for item in of_group if item is not None)
+        verdicts = [[Verdict("no_answer") if item is None else graded[item] for item in of_group] for of_group in asked]
+        parts = self._user_parts(groups, asked, verdicts)
         scored = []
-        for group, of_group in zip(groups, answers, strict=True):
+        errors: list[str] = []
+        for group, of_group, verdicts_of_group, parts_of_group in zip(groups, asked, verdicts, parts, strict=True):
             scores = []
-            for rollout, answer in zip(group.rollouts, of_group, strict=True):
-                verdict = Verdict("no_answer") if answer is None else verdicts[answer, group.prompt.gold]
+            for rollout, item, verdict, part in zip(
+                group.rollouts, of_group, verdicts_of_group, parts_of_group, strict=True
+            ):
+                if isinstance(part, str):  # one of the user's rewards failed
+                    verdict, part = Verdict("grader_error", part), {}
                 if verdict.outcome == "grader_error":
-                    errors.append(f"row {group.prompt.id!r}, answer {(answer or '')[:80]!r}: {verdict.detail}")
-                scores.append(self._score(rollout, verdict.outcome))
+                    answer = "" if item is None else item.answer
+                    errors.append(f"row {group.prompt.id!r}, answer {answer[:80]!r}: {verdict.detail}")
+                scores.append(self._score(rollout, verdict.outcome, part))
             scored.append(replace(group, scores=tuple(scores)))
         before = sum(not score.valid for group in earlier for score in group.scores)
         self._check_error_rate(errors, before, sum(len(group.rollouts) for group in (*earlier, *groups)))
         return scored
 
     def close(self) -> None:
-        """Ends the grader processes; safe to call twice."""
+        """Ends the processes; safe to call twice."""
         self._pool.close()
+        if self._user_pool is not None:
+            self._user_pool.close()
 
     def __enter__(self) -> Scorer:
         return self
@@ -209,9 +187,50 @@ class Scorer:
     ) -> None:
         self.close()
 
-    def _score(self, rollout: Rollout, outcome: Outcome) -> Score:
+    def _asked(self, group: RolloutGroup) -> list[Asked | None]:
+        """The answer of each response with what it is graded against; None for a response without one."""
+        prompt = group.prompt
+        options = options_of(prompt.question, prompt.choices)
+        answers = [extract_answer(rollout.text) for rollout in group.rollouts]
+        return [None if answer is None else Asked(answer, prompt.gold, options) for answer in answers]
+
+    def _user_parts(
+        self,
+        groups: Sequence[RolloutGroup],
+        asked: Sequence[Sequence[Asked | None]],
+        verdicts: Sequence[Sequence[Verdict]],
+    ) -> list[list[dict[str, float] | str]]:
+        """What the user's rewards say of every response: their values by name, or why one of them has none.
+
+        A response that could not be graded is not shown to them: it counts nowhere.
+        """
+        parts: list[list[dict[str, float] | str]] = [[{} for _ in group.rollouts] for group in groups]
+        if self._user_pool is None:
+            return parts
+        places = [
+            (p, g, reward)
+            for p, group in enumerate(groups)
+            for g in range(len(group.rollouts))
+            if verdicts[p][g].outcome != "grader_error"
+            for reward in self.user_rewards
+        ]
+        requests = [
+            {"reward": reward.source, "arguments": _arguments(groups[p], g, asked[p][g], verdicts[p][g])}
+            for p, g, reward in places
+        ]
+        for (p, g, reward), reply in zip(places, self._user_pool.run(requests), strict=True):
+            found = parts[p][g]
+            if "error" in reply:
+                parts[p][g] = f"rewards.user={reward.source}: {reply['error']}"
+            elif isinstance(found, dict):
+                found[reward.name] = reply["value"]
+        return parts
+
+    def _score(self, rollout: Rollout, outcome: Outcome, user_parts: dict[str, float]) -> Score:
         parts = {name: reward(rollout.text, outcome) for name, reward in REWARDS.items()}
-        total = sum(self._weights[name] * part for name, part in parts.items())
+        weights = {**self._weights, **{reward.name: reward.weight for reward in self.user_rewards}}
+        parts |= user_parts
+        total = math.fsum(weights[name] * part for name, part in parts.items())
         if self._overlong is not None:
             parts["overlong"] = self._overlong.part(len(rollout.token_ids))
             total += self._overlong.weight * parts["overlong"]
@@ -224,3 +243,19 @@ class Scorer:
                 f"rewards.max_error_rate={self._max_error_rate:g} allows; for example {errors[0]}. Look at that row; "
                 "raise rewards.timeout_seconds if the machine is slow"
             )
+
+
+def _arguments(group: RolloutGroup, index: int, asked: Asked | None, verdict: Verdict) -> dict[str, object]:
+    """What a reward of the user's may ask for (``user_rewards.ARGUMENTS``)."""
+    prompt, rollout = group.prompt, group.rollouts[index]
+    return {
+        "response": rollout.text,
+        "answer": None if asked is None else asked.answer,
+        "gold": prompt.gold,
+        "question": prompt.question,
+        "outcome": verdict.outcome,
+        "row_id": prompt.id,
+        "category": prompt.category,
+        "tokens": len(rollout.token_ids),
+        "finish_reason": rollout.finish_reason,
+    }

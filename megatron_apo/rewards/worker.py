@@ -1,7 +1,9 @@
-"""A grader process: ``python -m megatron_apo.rewards.worker``, JSON lines in, JSON lines out.
+"""A reward process: ``python -m megatron_apo.rewards.worker``, JSON lines in, JSON lines out.
 
-Reads ``{"answer": …, "gold": …}``, writes ``{"outcome": …, "detail": …}``; its first line, ``{"ready": true}``, says
-that the grader is loaded. It ends when its input does. A process of its own because sympy can take for ever, or all
+Without rewards of the user's it grades: it reads ``{"answer", "gold", "options", "tolerance"}`` and writes
+``{"outcome", "detail"}``. With ``--reward SOURCE SHA256`` it calls those functions: it reads ``{"reward": SOURCE,
+"arguments": {…}}`` and writes ``{"value"}`` or ``{"error"}``. Its first line, ``{"ready": true}``, says that everything
+is loaded. It ends when its input does. A process of its own because sympy, or a reward, can take for ever, or all
 memory, on what a model writes, and nothing but a kill stops it.
 """
 
@@ -13,15 +15,82 @@ import logging
 import resource
 import signal
 import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, TextIO
 
 from megatron_apo.rewards.accuracy import GraderError, grade
+from megatron_apo.rewards.user_rewards import checked_value, load_user_reward
+
+_Handler = Callable[[dict[str, Any]], dict[str, Any]]
+
+# Loads the parsers and what they import late: that must not count as the first answer's time.
+_WARM_UP = [("1", "1"), (r"\frac{1}{2}", r"$\frac{2}{4}$"), ("x^2+1", "1+x^2"), ("(1, 2]", "[1, 2)"), ("{1}", r"\{1\}")]
+
+
+def grading() -> _Handler:
+    """Judges an answer."""
+    for answer, gold in _WARM_UP:
+        grade(answer, gold)
+    forbid_running_text()
+
+    def handle(request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            outcome = grade(request["answer"], request["gold"], request["options"], request["tolerance"])
+        except (GraderError, ValueError) as error:
+            return {"outcome": "grader_error", "detail": str(error)}
+        return {"outcome": outcome, "detail": ""}
+
+    return handle
+
+
+def user_rewards(sources: list[list[str]]) -> _Handler:
+    """Calls the user's functions; what they raise is told, not hidden."""
+    functions = {source: load_user_reward(source, sha256) for source, sha256 in sources}
+
+    def handle(request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"value": checked_value(functions[request["reward"]](**request["arguments"]))}
+        except Exception as error:  # noqa: BLE001 - another's code may raise anything: all of it is told to the parent
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            return {"error": f"{type(error).__name__}: {error!s:.300} ({place.filename}, line {place.lineno})"}
+
+    return handle
+
+
+def forbid_running_text() -> None:
+    """From here on nothing in this process may compile text, start a process or open a connection.
+
+    A second wall: no model text reaches a compiler anyway (see ``formulas``).
+    """
+
+    def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+        # Modules that are imported late are read from files, by their names; text that is run has none.
+        runs_text = event == "compile" and not str(arguments[1]).endswith(".py")
+        if runs_text or event.startswith(("subprocess.", "os.system", "os.exec", "os.posix_spawn", "socket.")):
+            raise ValueError(f"{event} is not allowed while an answer is graded")
+
+    sys.addaudithook(refuse)
+
+
+def serve(handle: _Handler, replies: TextIO, alarm_seconds: int) -> None:
+    """Answers line by line until the end of the input."""
+    print(json.dumps({"ready": True}), file=replies, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        # The default action of SIGALRM ends the process even inside C code, should the parent be gone.
+        signal.alarm(alarm_seconds)
+        reply = handle(request)
+        signal.alarm(0)
+        print(json.dumps(reply), file=replies, flush=True)
 
 
 def main() -> None:
-    """Serves until the end of the input."""
+    """Sets the limits, loads what is asked for, serves."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--memory-mib", type=int, required=True, help="address space of this process")
     parser.add_argument("--alarm-seconds", type=int, required=True, help="end this process after so long on an answer")
+    parser.add_argument("--reward", nargs=2, action="append", default=[], metavar=("SOURCE", "SHA256"))
     arguments = parser.parse_args()
     limit = arguments.memory_mib * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -29,19 +98,10 @@ def main() -> None:
     # math-verify warns of every formula it cannot read; model output is full of them.
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
-    replies, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not get among the replies
-    grade("1", "1")  # loads the parsers: their start-up must not count as the first answer's time
-    print(json.dumps({"ready": True}), file=replies, flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        # The default action of SIGALRM ends the process even inside C code, should the parent be gone.
-        signal.alarm(arguments.alarm_seconds)
-        try:
-            reply = {"outcome": grade(request["answer"], request["gold"]), "detail": ""}
-        except (GraderError, ValueError) as error:
-            reply = {"outcome": "grader_error", "detail": str(error)}
-        signal.alarm(0)
-        print(json.dumps(reply), file=replies, flush=True)
+    # Whatever a library or a reward prints must not get among the replies.
+    replies, sys.stdout = sys.stdout, sys.stderr
+    handle = user_rewards(arguments.reward) if arguments.reward else grading()
+    serve(handle, replies, arguments.alarm_seconds)
 
 
 if __name__ == "__main__":

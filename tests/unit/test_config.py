@@ -426,6 +426,23 @@ def test_another_schedule_of_the_kl_takes_the_place_of_the_presets(tmp_path: Pat
     )
 
 
+def test_rewards_of_the_users_are_weights_by_function(tmp_path: Path) -> None:
+    path = write(tmp_path, "rewards:\n  accuracy: 0\n  format: 0\n  user:\n    a.py:f: 1\n    b.c:g: -0.5\n")
+    config = load_config(path)
+    assert config.rewards.user == {"a.py:f": 1.0, "b.c:g": -0.5}
+    assert all(isinstance(weight, float) for weight in config.rewards.user.values())
+    check_purpose(config, supervised=False)  # they are paid, so there is something to learn from
+    assert load_config(write(tmp_path, dump_config(config))) == config
+    assert load_config(path, ["--rewards.user={d.py:h: 2}"]).rewards.user == {"d.py:h": 2.0}
+    for text, message in (
+        ("{a.py:f: much}", "must be a number"),
+        ("[a.py:f]", "must be a mapping"),
+        ("{f: .inf}", "finite"),
+    ):
+        with pytest.raises(ValueError, match=rf"^rewards\.user.*{message}"):
+            load_config(None, [f"--rewards.user={text}"])
+
+
 def test_rewards_that_never_differ_are_refused_in_training_with_rewards() -> None:
     nothing = ["--rewards.accuracy=0", "--rewards.format=0"]
     with pytest.raises(ValueError, match=r"rewards\.accuracy=0: must be above 0 with rewards\.format=0"):
@@ -460,7 +477,7 @@ def test_every_setting_is_checked_or_free() -> None:
 def _flat(tree: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:
     result: list[tuple[str, object]] = []
     for key, value in tree.items():
-        result += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+        result += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(f"{prefix}{key}", value)]
     return result
 
 

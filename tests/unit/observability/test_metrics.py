@@ -44,6 +44,7 @@ def test_rollout_metrics_leave_out_what_was_not_judged() -> None:
             "reward/format": 1.0,
             "reward/total": 1.0,
             "reward/grader_error": 0.2,
+            "reward/no_answer": 0.2,
             "rollout/response_length": 6.0,
             "rollout/response_length_wrong": 8.0,
             "rollout/truncated": 0.25,

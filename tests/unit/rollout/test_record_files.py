@@ -24,6 +24,7 @@ def group(name: str) -> RolloutGroup:
         images=(PromptImage(path="a b.png", sha256="00ff", grid_thw=(2, 2, 4), seconds_per_grid=0.1),),
         question="How\u2028many\n?",
         gold="3",
+        choices=("a", "b"),
     )
     rollouts = (
         Rollout(name, 0, (4, 5), (-0.1, -1 / 3), "3\u2028\x85", "stop", 7),

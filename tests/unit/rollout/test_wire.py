@@ -62,7 +62,15 @@ def test_a_header_that_nobody_sends(ends: tuple[socket.socket, socket.socket]) -
 def test_prompts_and_rollouts_survive_the_crossing(ends: tuple[socket.socket, socket.socket]) -> None:
     image = PromptImage(path="/a.png", sha256="ab", grid_thw=(2, 4, 6), seconds_per_grid=0.1)
     prompts = [
-        Prompt(id="p", token_ids=(1, 7, 7), collapsed_ids=(1, 7), images=(image,), question="?", gold="4"),
+        Prompt(
+            id="p",
+            token_ids=(1, 7, 7),
+            collapsed_ids=(1, 7),
+            images=(image,),
+            question="?",
+            gold="4",
+            choices=("a", "b"),
+        ),
         Prompt(id="q", token_ids=(), collapsed_ids=(), images=(), question="", gold=""),
     ]
     groups = [
