@@ -51,7 +51,7 @@ def read_samples(source: Path, builder: PromptBuilder, *, image_root: str, limit
 def from_rows(path: Path, builder: PromptBuilder, image_root: str, limit: int) -> list[Scored]:
     """Good rows of a data file; the response is the row's demonstration, or its answer where it has none."""
     prompts = read_data(
-        builder, [str(path)], setting="data", check_gold=lambda gold: None, image_root=image_root, limit=limit
+        builder, [str(path)], setting="data", check_gold=lambda *_: None, image_root=image_root, limit=limit
     )
     return [Scored(prompt.id, prompt, builder.response_ids(prompt.demonstration or prompt.gold)) for prompt in prompts]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from megatron_apo.data.examiners import ImageExaminers
 from megatron_apo.data.prompts import PromptBuilder
-from megatron_apo.data.scan import PromptSet, Scan
+from megatron_apo.data.scan import CheckGold, PromptSet, Scan
 from megatron_apo.observability.console import say
 
 MANIFEST, SKIPPED = "data.json", "skipped_rows.jsonl"  # in a run's directory
@@ -23,7 +23,7 @@ def read_data(
     files: Sequence[str],
     *,
     setting: str,
-    check_gold: Callable[[str], None],
+    check_gold: CheckGold,
     image_root: str | None = None,
     demonstrations: bool = False,
     limit: int = 0,

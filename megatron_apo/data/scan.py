@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import overload
@@ -27,6 +26,7 @@ from megatron_apo.data.rows import Row, row_from, unused_keys
 from megatron_apo.records import Prompt
 
 _BATCH = 64  # rows whose pictures are examined together
+CheckGold = Callable[[str, str, tuple[str, ...]], None]
 _CACHED_TOKENS = 2_000_000  # of prompts kept in memory, about 40 bytes each
 
 
@@ -70,21 +70,18 @@ class Scan:
     """What is asked of every row.
 
     ``image_root``: images must lie under it; empty: the directory of the data file. ``cache``: where pictures that are
-    bytes become files. ``check_gold`` raises ValueError for an answer that cannot be graded. ``examine`` reads and
-    decodes pictures. ``demonstrations``: every row needs one. ``limit``: stop after so many good rows; 0: read all.
+    bytes become files. ``check_gold`` is given answer, question and choices, and raises ValueError where nothing can be
+    graded by them. ``examine`` reads and decodes pictures. ``demonstrations``: every row needs one. ``limit``: stop
+    after so many good rows; 0: read all.
     """
 
     builder: PromptBuilder
     examine: Callable[[Sequence[str]], list[Examined]]
-    check_gold: Callable[[str], None]
+    check_gold: CheckGold
     image_root: str = ""
     cache: str = "data_cache"
     demonstrations: bool = False
     limit: int = 0
-    _gold_problem: Callable[[str], str] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._gold_problem = lru_cache(maxsize=65536)(self._gold)  # parsing an answer is slow, and answers repeat
 
     def run(self, files: Sequence[str]) -> PromptSet:
         """Reads the data files; ValueError for one that cannot be read, or not to its end. Bad rows raise nothing."""
@@ -147,18 +144,12 @@ class Scan:
             if not row.demonstration:
                 raise ValueError("demonstration is missing; supervised training needs one in every row")
             self.builder.response_ids(row.demonstration)
-        problem = self._gold_problem(row.answer)
-        if problem:
-            raise ValueError(problem)
-        return row
-
-    def _gold(self, answer: str) -> str:
         try:
-            self.check_gold(answer)
+            self.check_gold(row.answer, row.question, row.choices)
         except ValueError as error:
-            shown = repr(answer) if len(answer) <= 80 else f"{answer[:80]!r}…"
-            return f"answer={shown}: the grader cannot parse it ({error})"
-        return ""
+            shown = repr(row.answer) if len(row.answer) <= 80 else f"{row.answer[:80]!r}…"
+            raise ValueError(f"answer={shown}: the grader cannot parse it ({error})") from error
+        return row
 
 
 class PromptSet(Sequence[Prompt]):

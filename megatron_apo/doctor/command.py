@@ -18,7 +18,7 @@ from megatron_apo.doctor.manifest import write_manifest
 from megatron_apo.doctor.page import write_page
 from megatron_apo.doctor.survey import Part, Survey, survey
 from megatron_apo.doctor.words import SPREAD_HEADER, facts, findings, spreads
-from megatron_apo.rewards.accuracy import check_gold
+from megatron_apo.rewards.accuracy import check_row
 
 _MARKS = {"bad": "✗", "look": "!", "good": "✓"}
 
@@ -37,7 +37,7 @@ def doctor(config: Config, training: Sequence[str], evaluation: Sequence[str], d
     with ImageExaminers(config.data.workers or min(8, os.cpu_count() or 1)) as examiners:
 
         def read(files: Sequence[str], _part: str) -> PromptSet:
-            scan = Scan(builder, examiners, check_gold, image_root=config.data.image_root, cache=config.data.cache)
+            scan = Scan(builder, examiners, check_row, image_root=config.data.image_root, cache=config.data.cache)
             return scan.run(files)
 
         found = survey(builder, training, evaluation, read)

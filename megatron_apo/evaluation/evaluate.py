@@ -19,7 +19,7 @@ from megatron_apo.evaluation.tables import detail_table, model_name
 from megatron_apo.observability.console import say
 from megatron_apo.observability.evaluation_page import write_evaluation_page
 from megatron_apo.records import Prompt, RolloutGroup
-from megatron_apo.rewards.accuracy import check_gold
+from megatron_apo.rewards.accuracy import check_row
 from megatron_apo.rewards.pool import RewardError, Scorer
 from megatron_apo.rollout.engine import RolloutEngine, SamplingSettings
 
@@ -42,7 +42,7 @@ def read_prompts(
         builder,
         [path] if isinstance(path, str) else path,
         setting=setting,
-        check_gold=check_gold,
+        check_gold=check_row,
         image_root=image_root,
         demonstrations=demonstrations,
         limit=limit,

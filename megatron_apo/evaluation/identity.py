@@ -12,6 +12,7 @@ from typing import Any
 
 from megatron_apo.config import Config
 from megatron_apo.records import Prompt
+from megatron_apo.rewards.user_rewards import find_user_rewards
 from megatron_apo.rollout.engine import SamplingSettings
 
 # Of a checkpoint: weights, configuration, tokenizer, processor and chat template.
@@ -23,6 +24,7 @@ _NO_VERDICT = ("workers", "max_error_rate")
 def evaluation_settings(config: Config, prompts: Sequence[Prompt], sampling: SamplingSettings) -> dict[str, Any]:
     """Everything that an evaluation's responses and verdicts depend on, as JSON values."""
     rewards = {key: value for key, value in asdict(config.rewards).items() if key not in _NO_VERDICT}
+    own = {reward.source: reward.sha256 for reward in find_user_rewards(config.rewards.user, ())}
     drawn = {key: value for key, value in asdict(sampling).items() if key != "first_position"}
     return {
         "model": {"path": str(Path(config.model.path).resolve()), "sha256": model_digest(config.model.path)},
@@ -36,7 +38,7 @@ def evaluation_settings(config: Config, prompts: Sequence[Prompt], sampling: Sam
         "dtype": config.model.dtype,
         "sampling": drawn,
         "batch": config.evaluation.batch,
-        "grader": {"math_verify": _version("math_verify"), **rewards},
+        "grader": {"math_verify": _version("math_verify"), **rewards, "user_sha256": own},
     }
 
 
@@ -50,11 +52,11 @@ def model_digest(directory: str | Path) -> str:
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 of all that is asked: token ids, images (by their own digests and grids), gold answers, categories."""
+    """SHA-256 of all that is asked: token ids, images (by their own digests and grids), gold answers, categories, choices."""
     digest = hashlib.sha256()
     for prompt in prompts:
         images = [[image.sha256, *image.grid_thw] for image in prompt.images]
-        asked = [prompt.id, prompt.token_ids, images, prompt.gold, prompt.category]
+        asked = [prompt.id, prompt.token_ids, images, prompt.gold, prompt.category, prompt.choices]
         digest.update(json.dumps(asked).encode() + b"\n")
     return digest.hexdigest()
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from megatron_apo.rewards.choices import chosen_options, gold_options
+from megatron_apo.rewards.choices import chosen_options, gold_options, options_of
 from megatron_apo.rewards.format import TAGS, visible_text
 from megatron_apo.rewards.formulas import (
     FAILURES,
@@ -71,6 +71,11 @@ def extract_answer(response_text: str) -> str | None:
 def check_gold(gold: str, options: Sequence[str] = ()) -> None:
     """Raises ValueError when the grader cannot read ``gold``: such a row would reward every response alike."""
     _read_gold(gold, tuple(options))
+
+
+def check_row(gold: str, question: str, choices: Sequence[str]) -> None:
+    """``check_gold`` of a row, whose options are its ``choices`` or stand in its question."""
+    check_gold(gold, options_of(question, choices))
 
 
 def grade(answer: str, gold: str, options: Sequence[str] = (), tolerance: float = 0.0) -> Outcome:

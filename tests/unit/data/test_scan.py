@@ -17,7 +17,7 @@ from megatron_apo.data.scan import PromptSet, Scan
 from tests.unit.data.bad_rows import GOOD, bad_rows
 
 
-def check_gold(answer: str) -> None:
+def check_gold(answer: str, question: str, choices: tuple[str, ...]) -> None:
     if answer.startswith("unparsable"):
         raise ValueError("no number in it")
 

@@ -156,12 +156,10 @@ def test_changed_responses_are_not_gone_on_with(
 
 
 def test_too_many_grader_errors_end_it_with_everything_written(
-    tiny_policy: Path, digits_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_policy: Path, digits_task: Path, tmp_path: Path
 ) -> None:
-    from megatron_apo.rewards import pool
-
-    monkeypatch.setattr(pool, "extract_answer", lambda text: "13")
-    config = settings(tiny_policy, digits_task, "--rewards.timeout_seconds=1e-9")
+    (tmp_path / "mine.py").write_text("def broken(**_):\n    raise RuntimeError\n")
+    config = settings(tiny_policy, digits_task, f"--rewards.user={{'{tmp_path / 'mine.py'}:broken': 1.0}}")
     with pytest.raises(RewardError, match=rf"{ROWS * SAMPLES} of {ROWS * SAMPLES} responses could not be graded"):
         evaluate(config, output=str(tmp_path / "errors"))
     assert read_results(tmp_path / "errors").grader_errors == ROWS * SAMPLES

@@ -16,7 +16,7 @@ from megatron_apo.data.scan import Scan
 from megatron_apo.data.tasks.__main__ import main
 from megatron_apo.data.tasks.files import split_of
 from megatron_apo.data.tasks.sheet import varied
-from megatron_apo.rewards.accuracy import check_gold
+from megatron_apo.rewards.accuracy import check_row
 from tests.unit.data.test_digits import all_bytes, rows_of
 
 SMALL = ["--train", "3", "--validation", "1", "--test", "2", "--seed", "7"]
@@ -42,7 +42,7 @@ def test_the_rows_are_read_twice_the_same_and_a_larger_task_begins_with_them(
 ) -> None:
     first = run(name, tmp_path / "a", "--demonstrations", "2")
     assert all_bytes(first) == all_bytes(run(name, tmp_path / "b", "--demonstrations", "2"))
-    scan = Scan(PromptBuilder(tiny_policy, DataConfig()), examine_here, check_gold)
+    scan = Scan(PromptBuilder(tiny_policy, DataConfig()), examine_here, check_row)
     for split in json.loads((first / "task.json").read_text())["rows"]:
         found = scan.run([str(first / f"{split}.jsonl")])
         assert not found.skipped and len(found) == len(rows_of(first / f"{split}.jsonl"))
