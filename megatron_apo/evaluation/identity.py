@@ -52,7 +52,7 @@ def model_digest(directory: str | Path) -> str:
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 of all that is asked: token ids, images (by their own digests and grids), gold answers, categories, choices."""
+    """SHA-256 of all that is asked: ids, images (by their own digests and grids), gold answers, categories, choices."""
     digest = hashlib.sha256()
     for prompt in prompts:
         images = [[image.sha256, *image.grid_thw] for image in prompt.images]
