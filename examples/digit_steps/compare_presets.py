@@ -9,6 +9,7 @@ row. Leaves a page, comparison.html. Finished runs are not done again, so more p
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Four updates as in its paper; with one, no ratio is ever clipped.
     "gspo": {"training.updates_per_rollout": 4, **_MEASURED},
     "view_r1_exact": {},
+    # More of the warm start's demonstrations: as many updates, of as many sequences, with the same optimizer.
+    "sft": {
+        **{"run.steps": 80, "run.evaluate_every": 20, "training.batch_size": 256, "optimizer.learning_rate": 5e-5},
+        **{"optimizer.minimum_learning_rate": 5e-6, "optimizer.warmup_steps": 5, "optimizer.beta2": 0.99},
+    },
 }
 
 
@@ -67,6 +73,21 @@ def train(directory: Path, model: Path, preset: str, seed: int, more: list[str])
     rows = {f"data.{name}": task / f"{name}.jsonl" for name in ("train", "validation", "test")}
     settings = {"run.seed": seed, "model.path": model, "objective.name": preset, **rows, **PRESETS[preset]}
     run_stage("train", HERE / "train.yaml", target, settings, more)
+    return target
+
+
+def supervise(directory: Path, model: Path, seed: int, more: list[str]) -> Path:
+    """Further supervised training in the place of a preset, and its accuracy on the held-out rows; its directory."""
+    from megatron_apo.evaluation.directory import read_results
+    from megatron_apo.evaluation.tables import write_evaluations
+
+    target, task = directory / f"sft-{seed}", directory / "task"
+    rows = {"data.train": task / "demonstrations.jsonl", "data.validation": task / "validation.jsonl"}
+    run_stage("sft", HERE / "sft.yaml", target, {"run.seed": seed, "model.path": model, **rows, **PRESETS["sft"]}, more)
+    evaluated = ["--config", HERE / "train.yaml", "--model", target / "export", "--data", task / "test.jsonl"]
+    command = [sys.executable, "-m", "megatron_apo", "evaluate", *evaluated, "--output", target / "held_out"]
+    subprocess.run(list(map(str, command)), cwd=REPOSITORY, check=True)
+    write_evaluations(target, {"after": read_results(target / "held_out")})
     return target
 
 
@@ -95,7 +116,10 @@ def main() -> int:
         for seed in range(options.seeds):  # seed by seed: what is there early is comparable
             for preset in dict.fromkeys(options.presets):
                 say(f"{preset}, seed {seed}")
-                runs.append(train(directory, model, preset, seed, more))
+                if preset == "sft":
+                    runs.append(supervise(directory, model, seed, more))
+                else:
+                    runs.append(train(directory, model, preset, seed, more))
         from megatron_apo.observability.comparison_page import write_comparison
 
         return str(write_comparison(runs, directory / "comparison.html"))
