@@ -20,7 +20,9 @@ from megatron_apo.data.tasks.geometry import task
 from megatron_apo.data.tasks.geometry.drawing import STYLES, drawn
 from megatron_apo.data.tasks.geometry.layout import Drawing
 from megatron_apo.data.tasks.geometry.problem import Problem
-from megatron_apo.rewards.accuracy import check_gold, grade, parse_expression
+from megatron_apo.rewards.accuracy import check_gold, grade
+from megatron_apo.rewards.formulas import parse_formula
+from megatron_apo.rewards.reading import read_quantity
 
 DRAWS = 5  # of each family
 
@@ -84,8 +86,10 @@ def test_the_answer_is_what_the_figure_measures(family: str) -> None:
     for problem, drawing in problems(family):
         expected = measured(problem, drawing.points)
         assert problem.answer.value == pytest.approx(expected, rel=1e-6), problem
-        read = parse_expression(problem.answer.text)[0]
-        assert float(sympy.N(read)) == pytest.approx(expected, rel=1e-6), problem.answer.text
+        read = read_quantity(problem.answer.text)
+        assert read is not None, problem.answer.text
+        value = parse_formula(read.value) if isinstance(read.value, str) else read.value
+        assert float(sympy.N(value)) == pytest.approx(expected, rel=1e-6), problem.answer.text
 
 
 @pytest.mark.parametrize("family", task.FAMILIES)
