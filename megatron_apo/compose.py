@@ -164,7 +164,12 @@ class Run:
                 )
             in_process = alone if placement == "auto" else placement == "in_process"
             say(f"starting the {config.rollout.engine} engine{'' if in_process else ' in a process of its own'} …")
-            self.engine = build_engine(config, self.builder.forbidden_token_ids, in_process=in_process)
+            self.engine = build_engine(
+                config,
+                self.builder.forbidden_token_ids,
+                in_process=in_process,
+                max_images=max(found.most_images for found in (prompts, *self._evaluation_prompts.values())),
+            )
             source = LiveRollouts(self.engine, config)
         # Last: a run that could not start leaves no directory behind.
         claim(config, resume=resume_step is not None)

@@ -25,6 +25,7 @@ class RowStore:
         self._database.execute("CREATE TABLE images (path TEXT PRIMARY KEY, found TEXT)")
         self._database.execute("BEGIN")  # never committed: nobody else reads it
         self._count = 0
+        self.most_images = 0  # of one row
         self.sha256 = hashlib.sha256()
 
     def __len__(self) -> int:
@@ -40,6 +41,7 @@ class RowStore:
         content = {**asdict(row), "images": [image.sha256 for image in images]}
         self.sha256.update(json.dumps(content, sort_keys=True).encode())
         self._count += 1
+        self.most_images = max(self.most_images, len(images))
 
     def get(self, number: int) -> tuple[Row, list[ExaminedImage]]:
         (text,) = self._database.execute("SELECT row FROM rows WHERE number = ?", (number,)).fetchone()

@@ -194,6 +194,11 @@ class PromptSet(Sequence[Prompt]):
         return (self._rows.get(number) for number in range(len(self)))
 
     @property
+    def most_images(self) -> int:
+        """Images of the row that has most."""
+        return self._rows.most_images
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """Good rows of each file."""
         return tuple(file.good for file in self.files)

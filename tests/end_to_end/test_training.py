@@ -372,3 +372,17 @@ def test_a_failure_on_one_rank_reaches_the_others(config: Path, root: Path, reco
     assert controller["status"] == 3 and "could not be graded" in controller["stderr"]
     assert other["status"] == 3 and "error: rank 0 failed in phase 'rollout': RewardError: " in other["stderr"]
     assert not list((failing / "run" / "checkpoints").iterdir())
+
+
+def test_rows_of_two_pictures_are_drawn_by_vllm_and_trained_on(config: Path, root: Path, digits_task: Path) -> None:
+    rows = [json.loads(line) for line in (digits_task / "train.jsonl").read_text().splitlines()[:16]]
+    rows = [one | {"images": one["images"] + other["images"]} for one, other in zip(rows[::2], rows[1::2], strict=True)]
+    (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [f"--run.directory={root / 'pairs'}", f"--data.train={root / 'pairs.jsonl'}", "--run.steps=1"]
+    words += [f"--data.image_root={digits_task}", "--data.validation=", "--data.test=", "--run.evaluate_every=0"]
+    words += ["--objective.drop_zero_variance=false", "--rollout.refill_rounds=0"]
+    command("train", "--config", str(config), *words)
+    (step,) = trained_steps(root / "pairs")
+    assert step["sync/logprob_difference_mean"] < GATE
+    groups = read_step(root / "pairs" / "rollouts", 1)
+    assert all(len(group.prompt.images) == 2 for group in groups)
