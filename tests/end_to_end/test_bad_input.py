@@ -52,7 +52,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no_tensor": (["--model.path={root}/no_tensor"], rf"no_tensor: {LOST} is missing"),
     "no_image": (["--data.train={root}/no_image.jsonl"], r"line 3, row '\S+': images=None: must be a list"),
     "no_answer": (["--data.train={root}/no_answer.jsonl"], r"line 3, row '\S+': answer is missing"),
-    "bad_gold": (["--data.train={root}/bad_gold.jsonl"], r"line 3, row '\S+': answer='9\^9\^9\^9': the grader cannot parse"),
+    "bad_gold": (
+        ["--data.train={root}/bad_gold.jsonl"],
+        r"line 3, row '\S+': answer='9\^9\^9\^9': the grader cannot parse",
+    ),
     "lost_image": (["--data.train={root}/lost_image.jsonl"], r"line 3, row '\S+': image 'absent.png' does not exist"),
     "no_recording": (["--rollout.replay={root}"], r"rollout.replay=.*: no step_\*.jsonl there"),
     "taken": (
