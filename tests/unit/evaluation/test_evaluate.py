@@ -156,13 +156,14 @@ def test_changed_responses_are_not_gone_on_with(
 
 
 def test_too_many_grader_errors_end_it_with_everything_written(
-    tiny_policy: Path, digits_task: Path, tmp_path: Path
+    tiny_policy: Path, digits_task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "mine.py").write_text("def broken(**_):\n    raise RuntimeError\n")
+    (tmp_path / "mine.py").write_text("def broken(**_):\n    raise RuntimeError('for a reason')\n")
     config = settings(tiny_policy, digits_task, f"--rewards.user={{'{tmp_path / 'mine.py'}:broken': 1.0}}")
     with pytest.raises(RewardError, match=rf"{ROWS * SAMPLES} of {ROWS * SAMPLES} responses could not be graded"):
         evaluate(config, output=str(tmp_path / "errors"))
     assert read_results(tmp_path / "errors").grader_errors == ROWS * SAMPLES
+    assert capsys.readouterr().err.count("RuntimeError: for a reason") == 1
 
 
 def test_two_evaluations_side_by_side(whole: Path, tiny_policy: Path, digits_task: Path, tmp_path: Path) -> None:
