@@ -76,6 +76,8 @@ def write_sheet(
             raise ValueError(f"--{name}={value}: must be at least 1")
     if not 0 <= colours <= 256:
         raise ValueError(f"--colours={colours}: must be from 1 to 256, or 0 for all")
+    if width < 56:
+        raise ValueError(f"--width={width}: must be at least 56, for the words under a picture")
     page = contact_sheet(varied(read_rows(directories, splits), rows), columns=columns, width=width)
     file = Path(file)
     if file.suffix.lower() != ".png":

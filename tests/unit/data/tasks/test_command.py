@@ -79,10 +79,14 @@ def test_the_quickstarts_rows_are_the_ones_its_numbers_were_measured_on(tmp_path
 
 
 def test_what_cannot_be_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    taken = tmp_path / "taken"
+    taken.touch()
     for arguments, message in (
         (["counting", str(tmp_path / "x"), "--train", "0"], "train_rows=0: must be at least 1"),
         (["geometry", str(tmp_path / "x"), "--workers", "0"], "workers=0: must be at least 1"),
         (["sheet", str(tmp_path / "x"), "out.png"], "does not exist; give a task's directory"),
+        (["digits", str(taken / "x"), *SMALL], "Not a directory"),
+        (["sheet", str(tmp_path / "x"), "out.png", "--width", "2"], "--width=2: must be at least 56"),
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
@@ -115,6 +119,8 @@ def test_the_sheet_shows_the_pictures(tmp_path: Path, capsys: pytest.CaptureFixt
         left = 14 + place * (168 + 14)
         assert (page[16:180, left + 2 : left + 166] == small[2:166, 2:166]).all()
         assert page[14 + 168 + 4 :, left : left + 168].min() < 120  # the question
+    assert main(["sheet", str(directory), str(tmp_path / "absent" / "sheet.png")]) == 2
+    assert "absent/sheet.png: No such file or directory" in capsys.readouterr().err
     assert main(["sheet", str(directory), str(sheet), "--rows", "0"]) == 2
     assert "--rows=0" in capsys.readouterr().err
 
