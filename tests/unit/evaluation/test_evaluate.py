@@ -83,8 +83,8 @@ def test_an_interrupted_evaluation_becomes_the_whole_one(
 
 
 def test_batches_change_no_seed(whole: Path, tiny_policy: Path, digits_task: Path, tmp_path: Path) -> None:
-    evaluate(settings(tiny_policy, digits_task, "--evaluation.batch=8"), output=str(tmp_path / "one_batch"))
-    found = [[one.text for one in row.responses] for row in read_responses(tmp_path / "one_batch")]
+    evaluate(settings(tiny_policy, digits_task, "--evaluation.batch=8"), output=str(tmp_path / "absent" / "one_batch"))
+    found = [[one.text for one in row.responses] for row in read_responses(tmp_path / "absent" / "one_batch")]
     assert found == [[one.text for one in row.responses] for row in read_responses(whole)]
 
 
@@ -137,8 +137,8 @@ def test_a_directory_of_something_else_is_left_alone(tiny_policy: Path, digits_t
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="exists already and is no evaluation's directory"):
         evaluate(settings(tiny_policy, digits_task), output=str(tmp_path / "mine"))
-    with pytest.raises(ValueError, match=r"no directory .*absent; make it first"):
-        evaluate(settings(tiny_policy, digits_task), output=str(tmp_path / "absent" / "here"))
+    with pytest.raises(ValueError, match=r"notes.txt is no directory; give another name"):
+        evaluate(settings(tiny_policy, digits_task), output=str(tmp_path / "mine" / "notes.txt" / "here"))
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"]
 
 
