@@ -15,7 +15,7 @@ from megatron_apo.data.prompts import PromptBuilder
 from megatron_apo.data.scan import Scan
 from megatron_apo.data.tasks.__main__ import main
 from megatron_apo.data.tasks.files import split_of
-from megatron_apo.data.tasks.sheet import varied
+from megatron_apo.data.tasks.sheet import _wrapped, varied
 from megatron_apo.rewards.accuracy import check_row
 from tests.unit.data.test_digits import all_bytes, rows_of
 
@@ -123,6 +123,12 @@ def test_the_sheet_shows_the_pictures(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "absent/sheet.png: No such file or directory" in capsys.readouterr().err
     assert main(["sheet", str(directory), str(sheet), "--rows", "0"]) == 2
     assert "--rows=0" in capsys.readouterr().err
+
+
+def test_a_sheet_writes_latex_out() -> None:
+    assert _wrapped(r"$3\sqrt{22}$, $\frac{21}{5}\pi$, $\frac{\sqrt{2}}{2}$", 400) == [
+        "3 root 22, (21/5)pi, (root 2/2)"
+    ]
 
 
 def test_a_sheet_shows_as_many_categories_as_there_are() -> None:
