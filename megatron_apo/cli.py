@@ -39,12 +39,20 @@ mend; 3: a run stopped by one of its own checks. Both are one message; MEGATRON_
 """
 
 
+_GOES_ON = {
+    "train": ": --resume continues from the newest checkpoint",
+    "sft": ": --resume continues from the newest checkpoint",
+    "evaluate": ": with --output, the same command goes on where it stopped",
+}
+
+
 class _RunStopped(Exception):
     """A run was stopped on purpose: a failed gate, a grader that fails, another rank's error."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 2 after an error that the user can mend, 3 for a stopped run."""
+    """Runs one command; returns the exit status: 0, 2 after an error that the user can mend, 3 for a stopped run,
+    130 after Ctrl-C."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     _set_environment()
@@ -56,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 3 if isinstance(error, _RunStopped) else 2
+    except KeyboardInterrupt:
+        if os.environ.get("MEGATRON_APO_DEBUG") == "1":
+            raise
+        print(f"interrupted{_GOES_ON.get(options.command, '')}", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -91,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command("evaluate", "measure a model's accuracy on rows")
     evaluate.add_argument("--config", metavar="FILE", help=settings)
     evaluate.add_argument("--model", metavar="DIR", help="Hugging Face checkpoint (default: model.path)")
-    evaluate.add_argument("--data", metavar="FILE", help="rows as JSON lines (default: data.test)")
+    evaluate.add_argument("--data", metavar="FILE", help="rows, in any format of docs/data.md (default: data.test)")
     evaluate.add_argument(
         "--output", metavar="DIR", help="directory that keeps every response; goes on with what was interrupted there"
     )

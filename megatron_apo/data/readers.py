@@ -10,6 +10,7 @@ import codecs
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +117,10 @@ def _parsed(text: bytes) -> dict[str, Any]:
         raise ValueError(f"not valid JSON ({error.msg} at column {error.pos + 1})") from error
     except RecursionError as error:
         raise ValueError("not valid JSON (nested too deeply)") from error
+    except ValueError as error:
+        if "integer string conversion" not in str(error):
+            raise
+        raise ValueError(f"a number of more than {sys.get_int_max_str_digits():,} digits; write it as text") from error
     if not isinstance(fields, dict):
         raise ValueError(f"a JSON object is expected, this is a {type(fields).__name__}")
     return fields

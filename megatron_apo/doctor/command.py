@@ -33,6 +33,8 @@ def doctor(config: Config, training: Sequence[str], evaluation: Sequence[str], d
     Raises ValueError for a file that cannot be read at all, DoctorError where training would refuse the data or
     evaluation rows stand in the training data.
     """
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"--output {directory}: exists already and is no directory; give another name")
     builder = PromptBuilder(config.model.path, config.data)
     with ImageExaminers(config.data.workers or min(8, os.cpu_count() or 1)) as examiners:
 
@@ -50,9 +52,10 @@ def doctor(config: Config, training: Sequence[str], evaluation: Sequence[str], d
     write_page(directory / PAGE, found, config.data.max_bad_share)
     _write_skipped(directory / SKIPPED, found)
     write_manifest(directory / MANIFEST, _digests(found))
-    print(
-        f"\n{directory / PAGE}: the same with pictures\n{directory / MANIFEST}: doctor --check finds what changes later"
-    )
+    print(f"\n{directory / PAGE}: the same with pictures")
+    if any(part.prompts.skipped for part in found.parts):
+        print(f"{directory / SKIPPED}: every skipped row with its reason")
+    print(f"{directory / MANIFEST}: doctor --check finds what changes later")
     bad = [finding.text for finding in told if finding.level == "bad"]
     if bad:
         raise DoctorError("; ".join(bad))

@@ -35,7 +35,7 @@ def write_manifest(path: Path, digests: Mapping[str, str]) -> None:
 
 
 def read_manifest(path: Path) -> dict[str, str]:
-    """SHA-256 by file, absolute; ValueError for a line that is none of ``sha256sum``'s."""
+    """SHA-256 by file, absolute; ValueError for a line that is none of ``sha256sum``'s, or none at all."""
     try:
         lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except OSError as error:
@@ -49,6 +49,8 @@ def read_manifest(path: Path) -> dict[str, str]:
             raise ValueError(f"{path}: line {number} is not 'SHA-256  name' as sha256sum writes it; make it anew")
         name = re.sub(r"\\[\\nr]", lambda found: _ESCAPES[found[0]], match[3]) if match[1] else match[3]
         digests[os.path.normpath(path.resolve().parent / name)] = match[2]
+    if not digests:
+        raise ValueError(f"{path}: lists no file; make it anew")
     return digests
 
 

@@ -34,7 +34,7 @@ _MORE_STYLE = """
   overflow-wrap:anywhere } .row img { max-width:100%; border-radius:6px; background:#fff; display:block;
   margin:0 auto 8px; min-height:56px; object-fit:contain; image-rendering:auto } .row img.small {
   image-rendering:pixelated; width:100% } .row .soft { font-size:12px } .left td, .left th { text-align:left;
-  white-space:normal; overflow-wrap:anywhere } .left td:first-child { white-space:nowrap }
+  white-space:normal; overflow-wrap:anywhere; min-width:6em } .left td:first-child { white-space:nowrap }
 """
 
 

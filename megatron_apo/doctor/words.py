@@ -37,6 +37,7 @@ class Spread:
         return tuple(f"{value:,.{places}f}" for value, places in zip(shown, digits, strict=True))
 
 
+_MOST_SHOWN = 40  # characters of a category or an answer
 SPREAD_HEADER = ("least", "median", "95 %", "greatest", "mean")
 
 
@@ -68,13 +69,13 @@ def facts(part: Part) -> list[tuple[str, str]]:
     if named:
         shown = sorted(named.items(), key=lambda item: -item[1])[:12]
         more = f" and {len(named) - len(shown)} more" if len(named) > len(shown) else ""
-        lines.append(("categories", ", ".join(f"{name} {count:,}" for name, count in shown) + more))
+        lines.append(("categories", ", ".join(f"{_short(name)} {count:,}" for name, count in shown) + more))
     if part.answers:
         answer, count = part.answers.most_common(1)[0]
         lines.append(
             (
                 "answers",
-                f"{len(part.answers):,} different; {answer[:40]!r} is the answer of {count / good:.1%} of the rows",
+                f"{len(part.answers):,} different; {_short(answer)!r} is the answer of {count / good:.1%} of the rows",
             )
         )
     return lines
@@ -103,6 +104,10 @@ def findings(survey: Survey, max_bad_share: float) -> list[Finding]:
     if not any(finding.level != "good" for finding in found):
         found.insert(0, Finding("good", "nothing wrong was found"))
     return found
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 def _of_part(part: Part, max_bad_share: float) -> list[Finding]:

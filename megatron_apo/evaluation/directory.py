@@ -31,8 +31,9 @@ def check_place(directory: str | Path) -> None:
     path = Path(directory)
     if path.exists() and not (path / SETTINGS).is_file() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"--output {path}: exists already and is no evaluation's directory; give another name")
-    if not path.parent.is_dir():
-        raise ValueError(f"--output {path}: no directory {path.parent}; make it first")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise ValueError(f"--output {path}: {above} is no directory; give another name")
 
 
 def begin(directory: str | Path, settings: Mapping[str, Any]) -> Path:
@@ -50,7 +51,7 @@ def begin(directory: str | Path, settings: Mapping[str, Any]) -> Path:
                 "put them back to go on with it, or give another directory"
             )
         return path
-    path.mkdir(exist_ok=True)
+    path.mkdir(parents=True, exist_ok=True)
     _write(path / SETTINGS, json.dumps({"version": VERSION, **settings}, indent=2, ensure_ascii=False) + "\n")
     return path
 

@@ -114,8 +114,13 @@ def _answers(
     try:
         # An answer that cannot be graded must not lose the others: the share of errors is looked at in the end.
         with Scorer(replace(config.rewards, max_error_rate=1.0)) as scorer:
+            told = False
             for groups in _draw(engine, prompts, config, done=done):
-                yield [answered_row(group) for group in scorer.score(groups)]
+                scored = scorer.score(groups)
+                if scorer.first_error and not told:
+                    say(f"a response could not be graded: {scorer.first_error}")
+                    told = True
+                yield [answered_row(group) for group in scored]
     finally:
         engine.close()
 

@@ -131,6 +131,7 @@ class Scorer:
         self._overlong = overlong
         self._weights = {name: float(getattr(config, name)) for name in REWARDS}
         self._max_error_rate = config.max_error_rate
+        self.first_error = ""  # of all responses that could not be judged, the first, with its reason
         self._pool = GraderPool(
             config.workers,
             config.timeout_seconds,
@@ -169,6 +170,7 @@ class Scorer:
                     errors.append(f"row {group.prompt.id!r}, answer {answer[:80]!r}: {verdict.detail}")
                 scores.append(self._score(rollout, verdict.outcome, part))
             scored.append(replace(group, scores=tuple(scores)))
+        self.first_error = self.first_error or next(iter(errors), "")
         before = sum(not score.valid for group in earlier for score in group.scores)
         self._check_error_rate(errors, before, sum(len(group.rollouts) for group in (*earlier, *groups)))
         return scored

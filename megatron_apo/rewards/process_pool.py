@@ -118,6 +118,9 @@ class ProcessPool:
             if process.ready:
                 replies[process.pending.popleft()] = reply
                 process.deadline = time.monotonic() + self._timeout_seconds
+            elif "failed" in reply:
+                self._drop(process)
+                self._lose(process, reply["failed"], requests, queue, replies)
             else:
                 process.ready = True
 

@@ -3,8 +3,8 @@
 Without rewards of the user's it grades: it reads ``{"answer", "gold", "options", "tolerance"}`` and writes
 ``{"outcome", "detail"}``. With ``--reward SOURCE SHA256`` it calls those functions: it reads ``{"reward": SOURCE,
 "arguments": {…}}`` and writes ``{"value"}`` or ``{"error"}``. Its first line, ``{"ready": true}``, says that everything
-is loaded. It ends when its input does. A process of its own because sympy, or a reward, can take for ever, or all
-memory, on what a model writes, and nothing but a kill stops it.
+is loaded, or ``{"failed": …}`` why that could not be. It ends when its input does. A process of its own because sympy,
+or a reward, can take for ever, or all memory, on what a model writes, and nothing but a kill stops it.
 """
 
 from __future__ import annotations
@@ -100,7 +100,12 @@ def main() -> None:
     logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
     # Whatever a library or a reward prints must not get among the replies.
     replies, sys.stdout = sys.stdout, sys.stderr
-    handle = user_rewards(arguments.reward) if arguments.reward else grading()
+    try:
+        handle = user_rewards(arguments.reward) if arguments.reward else grading()
+    except Exception as error:
+        said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error!s:.300}"
+        print(json.dumps({"failed": said}), file=replies, flush=True)
+        raise
     serve(handle, replies, arguments.alarm_seconds)
 
 

@@ -78,8 +78,8 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         r"--output .*/good.yaml: exists already and is no evaluation's directory; give another name",
     ),
     "results_nowhere": (
-        ["evaluate", "--data={root}/no_demonstration.jsonl", "--output={root}/absent/evaluation"],
-        r"--output .*/evaluation: no directory .*/absent; make it first",
+        ["evaluate", "--data={root}/no_demonstration.jsonl", "--output={root}/good.yaml/evaluation"],
+        r"--output .*/evaluation: .*/good.yaml is no directory; give another name",
     ),
     "resumed_otherwise": (
         ["--resume", "--run.directory={root}/taken", "--optimizer.learning_rate=0.5", "--sampling.max_tokens=15"],

@@ -51,6 +51,19 @@ def test_settings_and_command_line_do_not_import_torch(module: str) -> None:
     assert result.returncode == 0
 
 
+def test_ctrl_c_is_one_line_and_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.delenv("MEGATRON_APO_DEBUG", raising=False)
+    monkeypatch.setitem(cli._COMMANDS, "evaluate", interrupted)
+    assert main(["evaluate"]) == 130
+    assert capsys.readouterr().err == "interrupted: with --output, the same command goes on where it stopped\n"
+    monkeypatch.setenv("MEGATRON_APO_DEBUG", "1")
+    with pytest.raises(KeyboardInterrupt):
+        main(["evaluate"])
+
+
 def test_an_error_of_ours_is_one_line_and_status_2(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("run:\n  stps: 3\n")

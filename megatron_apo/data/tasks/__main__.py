@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a place that cannot be written, a disk that is full
+        print(f"error: {error.filename or options.command}: {error.strerror or error}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -40,7 +43,8 @@ def _parser() -> argparse.ArgumentParser:
         "epilog": _EXAMPLES,
         "allow_abbrev": False,
     }
-    parser = argparse.ArgumentParser(prog="python -m megatron_apo.data.tasks", description=__doc__, **more)
+    description = "Writes a task that needs no download, or a contact sheet of one."
+    parser = argparse.ArgumentParser(prog="python -m megatron_apo.data.tasks", description=description, **more)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def task(name: str, summary: str, levels: tuple[str, ...], default: str) -> argparse.ArgumentParser:

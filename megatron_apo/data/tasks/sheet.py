@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ _PAPER, _FRAME, _INK, _ANSWER = (255, 255, 255), (205, 208, 214), (40, 42, 48), 
 _GAP, _LINE, _FONT = 14, 17, 13  # pixels: between cells, from line to line, and the font's size
 _LETTER = 6.6  # pixels, an average letter of the font: where lines are wrapped
 # What Pillow's own font has no letters for.
-_WRITTEN_OUT = {"∠": "angle ", "π": "pi", "²": "^2", "√": "root of ", "\\pi": "pi", "\\sqrt": "root", "$": ""}
+_WRITTEN_OUT = {"∠": "angle ", "π": "pi", "²": "^2", "√": "root of ", "\\pi": "pi", "$": ""}
 
 
 def read_rows(directories: Sequence[str | Path], splits: Sequence[str]) -> list[dict[str, Any]]:
@@ -76,6 +77,8 @@ def write_sheet(
             raise ValueError(f"--{name}={value}: must be at least 1")
     if not 0 <= colours <= 256:
         raise ValueError(f"--colours={colours}: must be from 1 to 256, or 0 for all")
+    if width < 56:
+        raise ValueError(f"--width={width}: must be at least 56, for the words under a picture")
     page = contact_sheet(varied(read_rows(directories, splits), rows), columns=columns, width=width)
     file = Path(file)
     if file.suffix.lower() != ".png":
@@ -106,6 +109,8 @@ def _cell(row: dict[str, Any], width: int) -> Image.Image:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
+    text = re.sub(r"(\d?)\\sqrt\{([^{}]*)\}", lambda found: f"{found[1]} root {found[2]}".lstrip(), text)
+    text = re.sub(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"(\1/\2)", text)
     for sign, words in _WRITTEN_OUT.items():
         text = text.replace(sign, words)
     return [part for line in text.split("\n") for part in textwrap.wrap(line, max(8, int(width / _LETTER)))]

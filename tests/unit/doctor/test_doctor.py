@@ -110,6 +110,9 @@ def test_everything_is_found(tiny_policy: Path, data: Path, capsys: pytest.Captu
     ):
         assert line in said, printed.out
     assert "training refuses to start" in printed.err and "leakage" in printed.err
+    assert f"{data / 'found' / SKIPPED}: every skipped row with its reason" in printed.out
+    assert main(["doctor", str(data / "train.jsonl"), f"--model={tiny_policy}", f"--output={data / '5.png'}"]) == 2
+    assert "5.png: exists already and is no directory" in capsys.readouterr().err
     skipped = [json.loads(line) for line in (data / "found" / SKIPPED).read_text().splitlines()]
     assert [(one["row"], one["id"], kind_of(one["reason"])) for one in skipped] == [
         ("line 15", "broken", "picture damaged or of another kind"),
@@ -194,6 +197,7 @@ def test_good_data_passes(tiny_policy: Path, digits_task: Path, tmp_path: Path) 
         (["doctor"], "model.path: is required"),
         (["doctor", "--model=m", "--check=x", "data.jsonl"], "reads the manifest alone"),
         (["doctor", "--check=nowhere/x"], "nowhere/x: cannot be read"),
+        (["doctor", "--check=/dev/null"], "/dev/null: lists no file"),
     ],
 )
 def test_bad_arguments(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

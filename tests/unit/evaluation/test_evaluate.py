@@ -83,8 +83,8 @@ def test_an_interrupted_evaluation_becomes_the_whole_one(
 
 
 def test_batches_change_no_seed(whole: Path, tiny_policy: Path, digits_task: Path, tmp_path: Path) -> None:
-    evaluate(settings(tiny_policy, digits_task, "--evaluation.batch=8"), output=str(tmp_path / "one_batch"))
-    found = [[one.text for one in row.responses] for row in read_responses(tmp_path / "one_batch")]
+    evaluate(settings(tiny_policy, digits_task, "--evaluation.batch=8"), output=str(tmp_path / "absent" / "one_batch"))
+    found = [[one.text for one in row.responses] for row in read_responses(tmp_path / "absent" / "one_batch")]
     assert found == [[one.text for one in row.responses] for row in read_responses(whole)]
 
 
@@ -137,8 +137,8 @@ def test_a_directory_of_something_else_is_left_alone(tiny_policy: Path, digits_t
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="exists already and is no evaluation's directory"):
         evaluate(settings(tiny_policy, digits_task), output=str(tmp_path / "mine"))
-    with pytest.raises(ValueError, match=r"no directory .*absent; make it first"):
-        evaluate(settings(tiny_policy, digits_task), output=str(tmp_path / "absent" / "here"))
+    with pytest.raises(ValueError, match=r"notes.txt is no directory; give another name"):
+        evaluate(settings(tiny_policy, digits_task), output=str(tmp_path / "mine" / "notes.txt" / "here"))
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"]
 
 
@@ -156,13 +156,14 @@ def test_changed_responses_are_not_gone_on_with(
 
 
 def test_too_many_grader_errors_end_it_with_everything_written(
-    tiny_policy: Path, digits_task: Path, tmp_path: Path
+    tiny_policy: Path, digits_task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "mine.py").write_text("def broken(**_):\n    raise RuntimeError\n")
+    (tmp_path / "mine.py").write_text("def broken(**_):\n    raise RuntimeError('for a reason')\n")
     config = settings(tiny_policy, digits_task, f"--rewards.user={{'{tmp_path / 'mine.py'}:broken': 1.0}}")
     with pytest.raises(RewardError, match=rf"{ROWS * SAMPLES} of {ROWS * SAMPLES} responses could not be graded"):
         evaluate(config, output=str(tmp_path / "errors"))
     assert read_results(tmp_path / "errors").grader_errors == ROWS * SAMPLES
+    assert capsys.readouterr().err.count("RuntimeError: for a reason") == 1
 
 
 def test_two_evaluations_side_by_side(whole: Path, tiny_policy: Path, digits_task: Path, tmp_path: Path) -> None:

@@ -130,5 +130,7 @@ def test_an_unknown_argument_or_function_is_refused_when_the_process_starts(file
         load_user_reward(f"{file}:wants_more", digest)
     with pytest.raises(ValueError, match="has no function absent"):
         load_user_reward(f"{file}:absent", digest)
-    with pytest.raises(RewardError, match="not ready"):
+    with pytest.raises(RewardError, match=r"not ready: .*:wants_more: no such argument: colour"):
         score(file, {"wants_more": 1.0}, "13")
+    with pytest.raises(RewardError, match=r"not ready: .* has no function absent"):
+        score(file, {"absent": 1.0}, "13")

@@ -15,7 +15,7 @@ from megatron_apo.data.prompts import PromptBuilder
 from megatron_apo.data.scan import Scan
 from megatron_apo.data.tasks.__main__ import main
 from megatron_apo.data.tasks.files import split_of
-from megatron_apo.data.tasks.sheet import varied
+from megatron_apo.data.tasks.sheet import _wrapped, varied
 from megatron_apo.rewards.accuracy import check_row
 from tests.unit.data.test_digits import all_bytes, rows_of
 
@@ -79,10 +79,14 @@ def test_the_quickstarts_rows_are_the_ones_its_numbers_were_measured_on(tmp_path
 
 
 def test_what_cannot_be_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    taken = tmp_path / "taken"
+    taken.touch()
     for arguments, message in (
         (["counting", str(tmp_path / "x"), "--train", "0"], "train_rows=0: must be at least 1"),
         (["geometry", str(tmp_path / "x"), "--workers", "0"], "workers=0: must be at least 1"),
         (["sheet", str(tmp_path / "x"), "out.png"], "does not exist; give a task's directory"),
+        (["digits", str(taken / "x"), *SMALL], "Not a directory"),
+        (["sheet", str(tmp_path / "x"), "out.png", "--width", "2"], "--width=2: must be at least 56"),
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
@@ -115,8 +119,16 @@ def test_the_sheet_shows_the_pictures(tmp_path: Path, capsys: pytest.CaptureFixt
         left = 14 + place * (168 + 14)
         assert (page[16:180, left + 2 : left + 166] == small[2:166, 2:166]).all()
         assert page[14 + 168 + 4 :, left : left + 168].min() < 120  # the question
+    assert main(["sheet", str(directory), str(tmp_path / "absent" / "sheet.png")]) == 2
+    assert "absent/sheet.png: No such file or directory" in capsys.readouterr().err
     assert main(["sheet", str(directory), str(sheet), "--rows", "0"]) == 2
     assert "--rows=0" in capsys.readouterr().err
+
+
+def test_a_sheet_writes_latex_out() -> None:
+    assert _wrapped(r"$3\sqrt{22}$, $\frac{21}{5}\pi$, $\frac{\sqrt{2}}{2}$", 400) == [
+        "3 root 22, (21/5)pi, (root 2/2)"
+    ]
 
 
 def test_a_sheet_shows_as_many_categories_as_there_are() -> None:
