@@ -17,6 +17,7 @@ from megatron_apo.data.images import ExaminedImage, examine_image, examined_from
 MEMORY_MIB = 1024
 SECONDS = 60.0  # of one picture, on a busy machine
 _BATCH = 16
+_MOST_PROCESSES = 8
 
 # The files are anybody's: the process that decodes them gets no credentials that may stand in the environment.
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV")
@@ -36,10 +37,13 @@ def examine_here(paths: Sequence[str]) -> list[Examined]:
 
 
 class ImageExaminers:
-    """``processes`` of them, started when the first picture comes. Close it, or use it in a ``with``."""
+    """``processes`` of them (0: one for each core, eight at most), started when the first picture comes.
+
+    Close it, or use it in a ``with``.
+    """
 
     def __init__(self, processes: int) -> None:
-        assert processes >= 1, processes
+        processes = processes or min(_MOST_PROCESSES, os.cpu_count() or 1)
         self._idle: queue.SimpleQueue[_Examiner | None] = queue.SimpleQueue()
         for _ in range(processes):
             self._idle.put(None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,6 @@ from megatron_apo.observability.console import say
 
 MANIFEST, SKIPPED = "data.json", "skipped_rows.jsonl"  # in a run's directory
 _MAX_REPORTED = 10
-_MOST_WORKERS = 8
 
 
 def read_data(
@@ -34,7 +32,7 @@ def read_data(
     cannot be read, when no row is good, and when the share of bad ones exceeds ``data.max_bad_share``.
     """
     data = builder.data
-    with ImageExaminers(data.workers or min(_MOST_WORKERS, os.cpu_count() or 1)) as examiners:
+    with ImageExaminers(data.workers) as examiners:
         prompts = Scan(
             builder,
             examiners,

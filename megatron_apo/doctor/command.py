@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +35,7 @@ def doctor(config: Config, training: Sequence[str], evaluation: Sequence[str], d
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"--output {directory}: exists already and is no directory; give another name")
     builder = PromptBuilder(config.model.path, config.data)
-    with ImageExaminers(config.data.workers or min(8, os.cpu_count() or 1)) as examiners:
+    with ImageExaminers(config.data.workers) as examiners:
 
         def read(files: Sequence[str], _part: str) -> PromptSet:
             scan = Scan(builder, examiners, check_row, image_root=config.data.image_root, cache=config.data.cache)
@@ -93,7 +92,9 @@ def _digests(found: Survey) -> dict[str, str]:
     digests: dict[str, str] = {}
     for part in found.parts:
         for file in part.prompts.files:
-            inside = [file.path] if not Path(file.path).is_dir() else map(str, data_files(Path(file.path)))
-            digests |= {name: sha256_of_data(Path(name)) for name in inside}
+            if Path(file.path).is_dir():
+                digests |= {str(inside): sha256_of_data(inside) for inside in data_files(Path(file.path))}
+            else:
+                digests[file.path] = file.sha256
         digests |= part.files
     return digests
