@@ -85,6 +85,7 @@ _CHECKS: list[_Check] = [
         "must each lie between 0.001 and 100; they are relative",
     ),
     *_at_least(0, " (0: one for each core, eight at most)", "data.workers"),
+    *_at_least(0, " (0: each rank cuts its pictures itself)", "data.pixel_workers"),
     ("data.cache", bool, "must name a directory for pictures that come as bytes"),
     *_at_least(512, " (a grader's libraries alone take as much)", "rewards.memory_mib"),
     ("rewards.user", lambda user: all(map(math.isfinite, user.values())), "each weight must be a finite number"),
