@@ -78,7 +78,7 @@ def load_image(
     """The picture at ``path``: RGB, upright. Treat it as read-only, it is shared through a cache.
 
     ``sha256``: hexadecimal digest the file must have; a known digest is served from the cache without reading.
-    ``keep``: whether it is put into the cache.
+    ``keep`` False: it is not put there, and good for its pixels alone (``decode``).
     Raises ValueError for a missing, truncated, damaged, oversize or changed file.
     """
     known = CACHE.get(sha256) if sha256 is not None else None
@@ -92,7 +92,7 @@ def load_image(
             )
         known = CACHE.get(digest)
         if known is None:
-            known = decode(data, path, limits)
+            known = decode(data, path, limits, keep=keep)
             if keep:
                 CACHE.put(digest, known)
     check_size(known.width, known.height, path, limits)

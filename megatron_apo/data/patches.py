@@ -9,6 +9,7 @@ Shape suffixes: L patches, H channels (3), P pixels of a patch, C values per pat
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
+
+# Nothing is written to the bytes that Pillow gives.
+warnings.filterwarnings("ignore", message="The given buffer is not writable")
 
 CHANNELS = 3
 _BICUBIC = 3  # Pillow's number, which processors are saved with
@@ -69,18 +73,28 @@ def cut_patches(
     ``out``: L x H x P bytes of the caller's to put them into.
     """
     _, rows, columns = grid_thw
-    planar = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     size = (rows * patch_size, columns * patch_size)
-    if planar.shape[1:] != size:
-        planar = functional.interpolate(planar[None], size, mode="bicubic", align_corners=False, antialias=True)[0]
-    # A patch's row of pixels is one item to numpy: a copy of items is several times faster than one of bytes.
-    items = planar.contiguous().numpy().view(f"V{patch_size}")
+    # Four bytes a pixel, as Pillow has them: torch resizes those in half the time of three.
+    pixels = torch.frombuffer(picture.tobytes("raw", "RGBX"), dtype=torch.uint8)
+    planes = pixels.view(1, picture.height, picture.width, CHANNELS + 1).permute(0, 3, 1, 2)
+    if planes.shape[2:] != size:
+        planes = functional.interpolate(planes, size, mode="bicubic", align_corners=False, antialias=True)
+    items = _planar(planes[0].permute(1, 2, 0)).numpy().view(f"V{patch_size}")
     tokens = (CHANNELS, rows // merge_size, merge_size, patch_size, columns // merge_size, merge_size)
+    # A patch's row of pixels is one item to numpy: a copy of items is several times faster than one of bytes.
     ordered = items.reshape(tokens).transpose(1, 4, 2, 5, 0, 3)
-    if out is None:
-        out = memoryview(bytearray(planar.numel()))
-    np.frombuffer(out, items.dtype).reshape(ordered.shape)[:] = ordered
-    return torch.frombuffer(out, dtype=torch.uint8).view(rows * columns, CHANNELS, patch_size**2)
+    into = np.empty(items.size, items.dtype) if out is None else np.frombuffer(out, items.dtype)
+    into.reshape(ordered.shape)[:] = ordered
+    return torch.from_numpy(into.view(np.uint8)).view(rows * columns, CHANNELS, patch_size**2)
+
+
+def _planar(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 [3, height, width] of uint8 [height, width, 4]; through whole pixels, in half the time of bytes."""
+    whole = pixels.contiguous().view(torch.int32)[..., 0]
+    planes = torch.empty((CHANNELS, *whole.shape), dtype=torch.uint8)
+    for channel, plane in enumerate(planes):
+        plane.copy_(whole >> 8 * channel)  # the lowest byte: the first in memory
+    return planes
 
 
 def normalise(patches_LHP: torch.Tensor, made_by: PatchFormat) -> torch.Tensor:
