@@ -4,7 +4,8 @@
 
 Pictures of three kinds, crops of scikit-learn's two sample photographs: 480 x 320 as PNG, 640 x 480 and 1600 x 1200 as
 JPEG, the last above the processor's default of 1,003,520 pixels. All times are of the CPU, a picture, and so a core's:
-medians over the rounds, each of which runs every way once, in turn, on one thread.
+medians over the rounds, each of which runs every way once, in turn, on one thread. The other cores are as busy in all
+of them: beside a loop run as many others of its kind, less one, as there are workers.
 
 A bare loop takes a file's bytes and ends with float32 planes: no file, no hash, no limits, no patches. OpenCV's
 resizing takes no mean over the pixels it leaves out, so its pixels are others; it runs where it is installed.
@@ -19,6 +20,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import io
+import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -112,12 +115,26 @@ def _with_opencv(size: tuple[int, int], mean: np.ndarray, std: np.ndarray) -> Ca
     return run
 
 
-def cpu_seconds(run: Callable[[Any], object], items: list[Any]) -> float:
-    """Of this process, threads included, an item."""
+def cpu_seconds(run: Callable[[Any], object], items: list[Any], others: int = 0) -> float:
+    """Of this process, threads included, an item; beside ``others`` that do the same again and again."""
+    children = [_repeating(run, items) for _ in range(others)]
     started = time.process_time()
     for item in items:
         run(item)
-    return (time.process_time() - started) / len(items)
+    seconds = (time.process_time() - started) / len(items)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return seconds
+
+
+def _repeating(run: Callable[[Any], object], items: list[Any]) -> int:
+    """A fork that runs until it is killed."""
+    child = os.fork()
+    while not child:
+        for item in items:
+            run(item)
+    return child
 
 
 def workers_seconds(source: PixelSource) -> float:
@@ -136,13 +153,13 @@ def measured(paths: list[Path], own: Any, made_by: PatchFormat, rounds: int, wor
     loops = bare_loops(size, own)
     seconds: Seconds = {name: [] for name in (*loops, "here", "workers", "trainer", OURS[1])}
     for number in range(-1, rounds):  # once without taking the time
-        found = {name: cpu_seconds(loop, data) for name, loop in loops.items()}
+        found = {name: cpu_seconds(loop, data, workers - 1) for name, loop in loops.items()}
         with PixelSource(made_by, lambda *_: grid) as here:
-            found["here"] = cpu_seconds(here, images)
+            found["here"] = cpu_seconds(here, images, workers - 1)
         with PixelSource(made_by, lambda *_: grid, workers=workers) as source:
-            source.ahead(images[:workers])  # every process is up
-            for image in images[:workers]:
-                source(image)
+            source.ahead(images[:workers])
+            while len(source._ahead) < workers:  # until every process is up
+                time.sleep(0.1)
             rest, before = images[workers:], workers_seconds(source)
             source.ahead(rest)
             found["trainer"] = cpu_seconds(source, rest)

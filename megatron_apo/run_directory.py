@@ -21,7 +21,7 @@ _MAY_DIFFER = (
     *("rollout.placement", "rollout.kv_cache_gib", "rollout.gpu_memory_utilization", "rollout.timeout_seconds"),
     *("rewards.workers", "rewards.timeout_seconds", "rewards.memory_mib"),
     *("training.tokens_per_microbatch", "training.logits_chunk_tokens"),
-    *("data.workers", "data.cache", "data.max_bad_share", "evaluation.batch"),
+    *("data.workers", "data.pixel_workers", "data.cache", "data.max_bad_share", "evaluation.batch"),
     *("model.reference", "training.max_skipped_in_a_row", "alarms.", "logging."),
 )
 

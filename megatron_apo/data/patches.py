@@ -93,7 +93,7 @@ def _planar(pixels: torch.Tensor) -> torch.Tensor:
     whole = pixels.contiguous().view(torch.int32)[..., 0]
     planes = torch.empty((CHANNELS, *whole.shape), dtype=torch.uint8)
     for channel, plane in enumerate(planes):
-        plane.copy_(whole >> 8 * channel)  # the lowest byte: the first in memory
+        plane.copy_(whole >> 8 * channel if channel else whole)  # the lowest byte: the first in memory
     return planes
 
 

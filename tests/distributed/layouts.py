@@ -67,7 +67,7 @@ def replay_config(root: Path, policy: Path, task: Path, recorded: Path, *, steps
     settings = {
         "run": {"steps": steps, "save_every": 0},
         "model": {"path": str(policy)},
-        "data": {"train": str(task / "train.jsonl")},
+        "data": {"train": str(task / "train.jsonl"), "pixel_workers": 0},
         "rollout": {"replay": str(recorded), "prompts_per_step": 6},
         "sampling": {"group_size": 4, "temperature": 0.9},
         "objective": {"name": "apo", "stcr": {"base": 1.05}, "kl": {"coefficient": 0.05}},

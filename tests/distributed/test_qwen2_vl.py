@@ -31,7 +31,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, digits_task: Path) -> Path:
     settings = {
         "run": {"steps": 1, "save_every": 0},
         "model": {"path": str(policy)},
-        "data": {"train": str(digits_task / "train.jsonl")},
+        "data": {"train": str(digits_task / "train.jsonl"), "pixel_workers": 0},
         "rollout": {"replay": str(recorded), "prompts_per_step": 6},
         "sampling": {"group_size": 4, "temperature": 0.9},
         "objective": {"name": "apo", "kl": {"coefficient": 0.05}},

@@ -121,7 +121,12 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, digits_tas
     settings = {
         "run": {"steps": 2, "directory": str(root / "run")},
         "model": {"path": str(tiny_policy)},
-        "data": {"train": str(digits_task / "train.jsonl"), "image_root": str(digits_task), "max_prompt_tokens": 80},
+        "data": {
+            "train": str(digits_task / "train.jsonl"),
+            "image_root": str(digits_task),
+            "max_prompt_tokens": 80,
+            "pixel_workers": 0,
+        },
         "sampling": {"max_tokens": 16},
         "objective": {"kl": {"coefficient": 0.01}},
     }

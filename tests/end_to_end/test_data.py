@@ -52,6 +52,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, digits_tas
             "weights": [1, 3],
             "max_bad_share": 0.1,
             "cache": str(root / "cache"),
+            "pixel_workers": 1,
         },
         "training": {"batch_size": 16, "tokens_per_microbatch": 300},
         "optimizer": {"learning_rate": 3e-3, "schedule": "constant"},

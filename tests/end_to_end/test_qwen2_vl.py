@@ -22,7 +22,7 @@ def test_train(engine: str, tmp_path: Path, digits_task: Path) -> None:
     settings = {
         "run": {"steps": 2, "directory": str(tmp_path / "run"), "save_every": 0},
         "model": {"path": str(policy)},
-        "data": {"train": str(digits_task / "train.jsonl"), "max_prompt_tokens": 80},
+        "data": {"train": str(digits_task / "train.jsonl"), "max_prompt_tokens": 80, "pixel_workers": 0},
         "sampling": {"group_size": 4, "max_tokens": 16, "temperature": 1.5},
         "rollout": {"engine": engine, "prompts_per_step": 4, "kv_cache_gib": 0.25},
         "objective": {"name": "apo", "kl": {"coefficient": 0.01}},

@@ -51,6 +51,7 @@ METRICS = [
     "sync/seconds",
     "sync/logprob_difference_mean",
     "time/rollout",
+    "time/pixels",
     "time/update",
     "time/sync",
     "time/step",
@@ -107,7 +108,7 @@ def config(root: Path, tiny_policy: Path, digits_task: Path) -> Path:
         "optimizer": {"learning_rate": 1e-3},
         "logging": {"progress": True, "wandb": "disabled"},
     }
-    settings["data"]["max_prompt_tokens"] = 80
+    settings["data"] |= {"max_prompt_tokens": 80, "pixel_workers": 1}
     path = root / "config.yaml"
     path.write_text(yaml.safe_dump(settings))
     warm = ["--run.steps=40", "--run.save_every=0", "--training.batch_size=32", "--optimizer.learning_rate=3e-3"]
@@ -356,10 +357,15 @@ def test_vision_tokens_in_a_response_do_not_break_the_trainer(config: Path, root
 
 def test_a_failure_on_one_rank_reaches_the_others(config: Path, root: Path, recorded: Path) -> None:
     lost, failing = root / "lost_images", root / "failing_grader"
-    grader = "--rewards.timeout_seconds=0.000001"
+    grader, here = "--rewards.timeout_seconds=0.000001", "--data.pixel_workers=0"
     run_cases(
         [
-            Case(COMMAND, 2, str(lost), {"words": replay_words(config, recorded, lost / "run"), "lose_images_on": 1}),
+            Case(
+                COMMAND,
+                2,
+                str(lost),
+                {"words": replay_words(config, recorded, lost / "run", here), "lose_images_on": 1},
+            ),
             Case(COMMAND, 2, str(failing), {"words": replay_words(config, recorded, failing / "run", grader)}),
         ],
         timeout=60,
