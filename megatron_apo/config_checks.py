@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_apo.config import Config
+from megatron_apo.data.benchmarks import FORMATS
 from megatron_apo.objective.validation import has_kl, validate_objective
 
 
@@ -85,6 +86,11 @@ _CHECKS: list[_Check] = [
         "must each lie between 0.001 and 100; they are relative",
     ),
     *_at_least(0, " (0: one for each core, eight at most)", "data.workers"),
+    (
+        "data.format",
+        lambda name: not name or name in FORMATS,
+        f"must be one of {', '.join(FORMATS)}, or empty for rows as docs/data.md has them",
+    ),
     ("data.cache", bool, "must name a directory for pictures that come as bytes"),
     *_at_least(512, " (a grader's libraries alone take as much)", "rewards.memory_mib"),
     ("rewards.user", lambda user: all(map(math.isfinite, user.values())), "each weight must be a finite number"),

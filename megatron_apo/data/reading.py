@@ -39,6 +39,7 @@ def read_data(
             check_gold,
             image_root=data.image_root if image_root is None else image_root,
             cache=data.cache,
+            format=data.format,
             demonstrations=demonstrations,
             limit=limit,
         ).run(files)

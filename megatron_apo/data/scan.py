@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 from tqdm import tqdm
 
+from megatron_apo.data.benchmarks import row_of
 from megatron_apo.data.examiners import Examined
 from megatron_apo.data.image_files import CacheError, ImageFiles
 from megatron_apo.data.images import ExaminedImage
@@ -59,8 +60,8 @@ class _Draft:
     """A record on its way: what is left of it once its row is made."""
 
     place: str
-    id: str
-    unused: tuple[str, ...]
+    id: str = ""
+    unused: tuple[str, ...] = ()
     row: Row | None = None
     problem: str = ""
 
@@ -70,9 +71,10 @@ class Scan:
     """What is asked of every row.
 
     ``image_root``: images must lie under it; empty: the directory of the data file. ``cache``: where pictures that are
-    bytes become files. ``check_gold`` is given answer, question and choices, and raises ValueError where nothing can be
-    graded by them. ``examine`` reads and decodes pictures. ``demonstrations``: every row needs one. ``limit``: stop
-    after so many good rows; 0: read all.
+    bytes become files. ``format``: the published one that the files have (``data.benchmarks``); empty: our own rows.
+    ``check_gold`` is given answer, question and choices, and raises ValueError where nothing can be graded by them.
+    ``examine`` reads and decodes pictures. ``demonstrations``: every row needs one. ``limit``: stop after so many good
+    rows; 0: read all.
     """
 
     builder: PromptBuilder
@@ -80,6 +82,7 @@ class Scan:
     check_gold: CheckGold
     image_root: str = ""
     cache: str = "data_cache"
+    format: str = ""
     demonstrations: bool = False
     limit: int = 0
 
@@ -110,9 +113,11 @@ class Scan:
         with bar:
             for record in read_records(path):
                 bar.update()
-                draft = _Draft(record.place, _id_of(record), tuple(unused_keys(record.fields)))
+                draft = _Draft(record.place, _id_of(record.fields))
                 try:
-                    draft.row = self._row(record, images, name, several)
+                    fields = self._fields(record)
+                    draft.id, draft.unused = _id_of(fields), tuple(unused_keys(fields))
+                    draft.row = self._row(fields, record.number, images, name, several)
                 except ValueError as error:
                     draft.problem = str(error)
                 except CacheError as error:
@@ -134,11 +139,20 @@ class Scan:
                         draft.problem = str(error).removeprefix(f"row {draft.row.id!r}: ")
                 yield draft
 
-    def _row(self, record: Record, images: ImageFiles, name: str, several: bool) -> Row:
+    def _fields(self, record: Record) -> dict[str, Any]:
+        """What a record says, by the keys of our rows; ValueError when it is none, or of another form."""
         if record.problem:
             raise ValueError(record.problem)
-        row = row_from(record.fields, default_id=str(record.number), image_path=images.path)
-        if several or "id" not in record.fields:
+        if not self.format:
+            return record.fields
+        try:
+            return row_of(self.format, record.fields, record.number - 1)
+        except ValueError as error:
+            raise ValueError(f"data.format={self.format}: {error}") from error
+
+    def _row(self, fields: dict[str, Any], number: int, images: ImageFiles, name: str, several: bool) -> Row:
+        row = row_from(fields, default_id=str(number), image_path=images.path)
+        if several or "id" not in fields:
             row = replace(row, id=f"{name}/{row.id}")
         if self.demonstrations:
             if not row.demonstration:
@@ -213,6 +227,6 @@ def _names(files: Sequence[str]) -> list[str]:
     return names
 
 
-def _id_of(record: Record) -> str:
-    name = record.fields.get("id")
+def _id_of(fields: dict[str, Any]) -> str:
+    name = fields.get("id")
     return str(name)[:200] if isinstance(name, str | int) and not isinstance(name, bool) else ""

@@ -38,8 +38,14 @@ def doctor(config: Config, training: Sequence[str], evaluation: Sequence[str], d
     with ImageExaminers(config.data.workers) as examiners:
 
         def read(files: Sequence[str], _part: str) -> PromptSet:
-            scan = Scan(builder, examiners, check_row, image_root=config.data.image_root, cache=config.data.cache)
-            return scan.run(files)
+            return Scan(
+                builder,
+                examiners,
+                check_row,
+                image_root=config.data.image_root,
+                cache=config.data.cache,
+                format=config.data.format,
+            ).run(files)
 
         found = survey(builder, training, evaluation, read)
     for part in found.parts:

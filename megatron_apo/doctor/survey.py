@@ -21,6 +21,7 @@ SAMPLES = 24  # rows shown with their pictures, evenly over the data
 
 # What a skipped row's reason says -> its kind, in the order of the table.
 _KINDS = (
+    ("record of another form than data.format", re.compile(r"^data\.format=")),
     ("answer cannot be graded", re.compile(r"the grader cannot parse|^answer")),
     ("prompt too long", re.compile(r"prompt tokens exceed")),
     ("places and pictures differ", re.compile(r"place\(s\) for images|<\|image_pad\|>")),

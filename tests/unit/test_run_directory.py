@@ -60,6 +60,12 @@ def test_a_check_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+def test_a_resumed_run_reads_its_data_as_before(tmp_path: Path) -> None:
+    claim(config_in(tmp_path / "a", "--data.format=r1v_counting"), resume=False)
+    with pytest.raises(ValueError, match="data.format: 'r1v_counting' -> ''; put"):
+        claim(config_in(tmp_path / "a"), resume=True)
+
+
 def test_resume_needs_a_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no run there to resume; leave --resume out"):
         claim(config_in(tmp_path / "a"), resume=True)

@@ -20,7 +20,7 @@ from typing import Any
 from megatron_apo.data.benchmarks.fields import picture, text, without_placeholder
 
 _LETTERS = "ABCDEFGH"
-_OPTION = re.compile(r"^\s*([A-H])\s*[.、．:：)]\s*(.+?)\s*$")
+_OPTION = re.compile(r"([A-H])\s*[.、．:：)]\s*(\S.*)")  # in a line without white space around it
 
 
 def row(record: Mapping[str, Any], place: int) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def row(record: Mapping[str, Any], place: int) -> dict[str, Any]:
     del place
     question = without_placeholder(text(record, "question"))
     answer = text(record, "answer")
-    image = text(record, "image_path") if "image_path" in record else picture(record.get("image"), "image")
+    image = text(record, "image_path") if "image_path" in record else picture(record, "image")
     subject = text(record, "subject") if "subject" in record else ""
     found = options(question)
     known = {"choices": found} if answer in tuple(_LETTERS[: len(found)]) else {}
@@ -44,7 +44,7 @@ def row(record: Mapping[str, Any], place: int) -> dict[str, Any]:
 
 def options(question: str) -> list[str]:
     """The options' texts, all different, where the question ends with a line for each letter from A on; else none."""
-    lines = [line for line in question.splitlines() if line.strip()]
+    lines = [line.strip() for line in question.splitlines() if line.strip()]
     found: list[str] = []
     for line in reversed(lines):
         match = _OPTION.match(line)
