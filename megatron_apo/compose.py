@@ -32,7 +32,7 @@ from megatron_apo.parallel.status import phase
 from megatron_apo.planning.work import training_costs
 from megatron_apo.records import RolloutGroup
 from megatron_apo.rewards.overlong import overlong_punishment
-from megatron_apo.rewards.pool import Scorer
+from megatron_apo.rewards.pool import Scorer, check_user_rewards
 from megatron_apo.rewards.user_rewards import record_user_rewards
 from megatron_apo.rollout.build import build_engine
 from megatron_apo.rollout.engine import RolloutEngine
@@ -282,6 +282,9 @@ def train(config: Config, *, resume: bool) -> None:
     run: Run | None = None
     try:
         directory = check_on_controller(config, groups, resume=resume)
+        with phase(groups, "rewards"):
+            if groups.is_controller:
+                check_user_rewards(config.rewards)
         run = Run(config, groups, directory)
         _run(run, resume=resume)
     finally:

@@ -132,6 +132,7 @@ def _tiles(one: Evaluation) -> str:
         tiles.append((f"pass@{k}", percent(one.pass_at_k[k]), _interval_text(one.pass_at_k_intervals.get(k))))
     tiles.append(("In the format", percent(one.format), f"{percent(one.no_answer)} without an answer"))
     tiles.append(("Tokens", f"{one.mean_length:.1f}", f"mean; {percent(one.truncated)} cut off at the limit"))
+    tiles += [(html.escape(name), f"{mean:.3f}", "mean reward") for name, mean in one.further_rewards.items()]
     if one.grader_errors:
         tiles.append(("Grader errors", str(one.grader_errors), "counted as not correct"))
     return (
