@@ -46,6 +46,7 @@ from megatron_apo.training.setup import TrainingState, build_training_state, che
 from megatron_apo.training.update import Trainer, TrainerSettings
 from megatron_apo.weight_sync.export import export_tensors
 from megatron_apo.weight_sync.push import push_weights
+from megatron_apo.wording import counted
 from model_providers.qwen_vl.weight_map import hf_names
 
 
@@ -225,7 +226,7 @@ class Run:
             return {}
         result = found[0]
         self._keep_responses("validation", step, found[1])
-        say(f"step {step}: validation accuracy {result.accuracy:.3f} on {result.rows} rows")
+        say(f"step {step}: validation accuracy {result.accuracy:.3f} on {counted(result.rows, 'row', 'rows')}")
         return {"evaluation/accuracy": result.accuracy, "evaluation/response_length": result.mean_length}
 
     def evaluate_held_out(self, label: str) -> None:
@@ -235,7 +236,7 @@ class Run:
             return
         write_evaluations(self.directory.root, {label: found[0]})
         self._keep_responses(label, 0, found[1])
-        say(f"held-out accuracy {label} training: {found[0].accuracy:.3f} on {found[0].rows} rows")
+        say(f"held-out accuracy {label} training: {found[0].accuracy:.3f} on {counted(found[0].rows, 'row', 'rows')}")
 
     def _keep_responses(self, label: str, step: int, groups: Sequence[RolloutGroup]) -> None:
         """Writes an evaluation's responses, in the form of a step's rollouts, under ``evaluation/``."""

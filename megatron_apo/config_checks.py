@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from megatron_apo import wording
 from megatron_apo.config import Config
 from megatron_apo.data.benchmarks import FORMATS
 from megatron_apo.objective.validation import has_kl, validate_objective
@@ -251,7 +252,7 @@ def check_length(config: Config) -> None:
         raise ValueError(f"model.path={config.model.path}: its config.json cannot be read ({error})") from error
     if not isinstance(settings, dict):
         raise ValueError(
-            f"{path}: holds a {type(settings).__name__}, expected an object; copy the file again from where the "
+            f"{path}: holds {wording.kind(settings)}, expected an object; copy the file again from where the "
             "weights came from"
         )
     nested = settings.get("text_config")

@@ -22,6 +22,7 @@ from megatron_apo.observability.response_cards import (
     response_html,
     write_page,
 )
+from megatron_apo.wording import counted
 
 _BINS = 28
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 560, 200, 44, 26
@@ -37,8 +38,8 @@ def write_evaluation_page(directory: str | Path, *, output: str | Path | None = 
     model = model_name(settings["model"]["path"])
     body = [
         f"<h1>{html.escape(model)}</h1>",
-        f'<p class="soft">Evaluation on {html.escape(Path(settings["data"]["path"]).name)} · {result.rows} rows'
-        f" · {result.responses} responses</p>",
+        f'<p class="soft">Evaluation on {html.escape(Path(settings["data"]["path"]).name)}'
+        f" · {counted(result.rows, 'row', 'rows')} · {counted(result.responses, 'response', 'responses')}</p>",
         facts(settings),
         _tiles(result),
         _accuracies(result),

@@ -54,7 +54,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no_answer": (["--data.train={root}/no_answer.jsonl"], r"line 3, row '\S+': answer is missing"),
     "bad_gold": (
         ["--data.train={root}/bad_gold.jsonl"],
-        r"line 3, row '\S+': answer='9\^9\^9\^9': the grader cannot parse",
+        r"line 3, row '\S+': answer='9\^9\^9\^9': the grader reads no number",
     ),
     "lost_image": (["--data.train={root}/lost_image.jsonl"], r"line 3, row '\S+': image 'absent.png' does not exist"),
     "no_recording": (["--rollout.replay={root}"], r"rollout.replay=.*: no step_\*.jsonl there"),
