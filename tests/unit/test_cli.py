@@ -13,7 +13,7 @@ import pytest
 
 from megatron_apo import cli
 from megatron_apo.cli import main
-from tests.unit.test_config import CONTRADICTIONS
+from tests.unit.test_config_checks import CONTRADICTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 
