@@ -98,7 +98,7 @@ def test_what_was_skipped_is_on_record(root: Path) -> None:
     files = json.loads((root / "two" / "data.json").read_text())["data.train"]["files"]
     assert [(file["rows"], file["good"]) for file in files] == [(20, 20), (20, 19)]
     told = [answer["stderr"] for answer in answers(root / "ranks" / "two")]
-    assert ["1 of 40 rows are skipped" in text for text in told] == [True, False]  # the controller reads
+    assert ["1 of 40 rows is skipped" in text for text in told] == [True, False]  # the controller reads
 
 
 def test_a_run_does_not_go_on_with_other_data(root: Path) -> None:
