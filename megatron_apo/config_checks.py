@@ -89,8 +89,13 @@ _CHECKS: list[_Check] = [
     *_at_least(0, " (0: one for each core, eight at most)", "data.workers"),
     (
         "data.format",
-        lambda name: not name or name in FORMATS,
+        lambda name: name in ("", *FORMATS),
         f"must be one of {', '.join(FORMATS)}, or empty for rows as docs/data.md has them",
+    ),
+    (
+        "data.formats",
+        lambda names: all(name in ("", *FORMATS) for name in names.values()),
+        f"each must be one of {', '.join(FORMATS)}, or empty for rows as docs/data.md has them",
     ),
     ("data.cache", bool, "must name a directory for pictures that come as bytes"),
     *_at_least(512, " (a grader's libraries alone take as much)", "rewards.memory_mib"),

@@ -41,6 +41,7 @@ def read_data(
             image_root=data.image_root if image_root is None else image_root,
             cache=data.cache,
             format=data.format,
+            formats=data.formats,
             demonstrations=demonstrations,
             limit=limit,
         ).run(files)

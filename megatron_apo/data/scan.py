@@ -8,8 +8,8 @@ the rows nor their ids have to fit into memory. A prompt is tokenised again when
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
@@ -71,11 +71,10 @@ class Scan:
     """What is asked of every row.
 
     ``image_root``: images must lie under it; empty: the directory of the data file. ``cache``: where pictures that are
-    bytes become files. ``format``: the published one that the files have (``data.benchmarks``); empty: our own rows.
-    ``check_gold`` is given answer, question and choices, and raises ValueError, which names
-    the answer, where nothing can be graded by them.
-    ``examine`` reads and decodes pictures. ``demonstrations``: every row needs one. ``limit``: stop after so many good
-    rows; 0: read all.
+    bytes become files. ``format``: the published one that the files have (``data.benchmarks``), empty for our own rows;
+    ``formats``: by file, that of those which have another. ``check_gold`` is given answer, question and choices, and
+    raises ValueError, which names the answer, where nothing can be graded by them. ``examine`` reads and decodes
+    pictures. ``demonstrations``: every row needs one. ``limit``: stop after so many good rows; 0: read all.
     """
 
     builder: PromptBuilder
@@ -84,6 +83,7 @@ class Scan:
     image_root: str = ""
     cache: str = "data_cache"
     format: str = ""
+    formats: Mapping[str, str] = field(default_factory=dict)
     demonstrations: bool = False
     limit: int = 0
 
@@ -97,7 +97,8 @@ class Scan:
             digest = sha256_of_data(path)
             root = self.image_root or (path if path.is_dir() else path.parent)
             before, read, unused = len(rows), 0, dict[str, None]()
-            drafts = self._drafts(path, ImageFiles(root, self.cache), name, several=len(files) > 1)
+            form = self.formats.get(file, self.format)
+            drafts = self._drafts(path, form, ImageFiles(root, self.cache), name, several=len(files) > 1)
             for draft in self._finished(drafts, rows):
                 read += 1
                 unused.update(dict.fromkeys(draft.unused))
@@ -108,7 +109,7 @@ class Scan:
             scanned.append(ScannedFile(file, digest, read, len(rows) - before, tuple(unused)))
         return PromptSet(self.builder, rows, tuple(scanned), tuple(skipped))
 
-    def _drafts(self, path: Path, images: ImageFiles, name: str, *, several: bool) -> Iterator[_Draft]:
+    def _drafts(self, path: Path, form: str, images: ImageFiles, name: str, *, several: bool) -> Iterator[_Draft]:
         """Every record of a file as far as it can be judged without its pictures."""
         bar = tqdm(desc=f"reading {path.name}", unit="row", delay=2, leave=False, disable=None)
         with bar:
@@ -116,7 +117,7 @@ class Scan:
                 bar.update()
                 draft = _Draft(record.place, _id_of(record.fields))
                 try:
-                    fields = self._fields(record)
+                    fields = _fields(record, form)
                     draft.id, draft.unused = _id_of(fields), tuple(unused_keys(fields))
                     draft.row = self._row(fields, record.number, images, name, several)
                 except ValueError as error:
@@ -139,17 +140,6 @@ class Scan:
                     except ValueError as error:
                         draft.problem = str(error).removeprefix(f"row {draft.row.id!r}: ")
                 yield draft
-
-    def _fields(self, record: Record) -> dict[str, Any]:
-        """What a record says, by the keys of our rows; ValueError when it is none, or of another form."""
-        if record.problem:
-            raise ValueError(record.problem)
-        if not self.format:
-            return record.fields
-        try:
-            return row_of(self.format, record.fields, record.number - 1)
-        except ValueError as error:
-            raise ValueError(f"data.format={self.format}: {error}") from error
 
     def _row(self, fields: dict[str, Any], number: int, images: ImageFiles, name: str, several: bool) -> Row:
         row = row_from(fields, default_id=str(number), image_path=images.path)
@@ -222,6 +212,18 @@ def _names(files: Sequence[str]) -> list[str]:
         stem = Path(file).stem
         names.append(stem if stem not in names else f"{stem}#{len(names) + 1}")
     return names
+
+
+def _fields(record: Record, form: str) -> dict[str, Any]:
+    """What a record says, by the keys of our rows; ValueError when it is none, or of another form than ``form``."""
+    if record.problem:
+        raise ValueError(record.problem)
+    if not form:
+        return record.fields
+    try:
+        return row_of(form, record.fields, record.number - 1)
+    except ValueError as error:
+        raise ValueError(f"data.format={form}: {error}") from error
 
 
 def _id_of(fields: dict[str, Any]) -> str:

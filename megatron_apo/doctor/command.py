@@ -44,6 +44,7 @@ def doctor(config: Config, training: Sequence[str], evaluation: Sequence[str], d
                 image_root=config.data.image_root,
                 cache=config.data.cache,
                 format=config.data.format,
+                formats=config.data.formats,
             ).run(files)
 
         found = survey(builder, training, evaluation, read)

@@ -20,6 +20,7 @@ from tests.unit.test_config import write
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("--data.formats={a.jsonl: r1v}", "data.formats={'a.jsonl': 'r1v'}: each must be one of r1v_counting"),
         ("--data.format=r1v", "data.format=r1v: must be one of r1v_counting, r1v_geoqa, mmk12, or empty"),
         ("--run.stps=3", "run.stps: unknown setting; did you mean run.steps?"),
         ("--trainin.batch_size=3", "trainin.batch_size: unknown setting; did you mean training.batch_size?"),

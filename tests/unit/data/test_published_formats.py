@@ -175,6 +175,21 @@ def test_ids_of_several_published_files(tiny_policy: Path, tmp_path: Path) -> No
     assert [prompt.id for prompt in found][2:4] == ["superclevr/counting-test-2", "other/counting-test-0"]
 
 
+def test_files_of_several_forms(tiny_policy: Path, tmp_path: Path) -> None:
+    counting = counting_questions(tmp_path)
+    geometry = write(
+        tmp_path / "geoqa.jsonl", [{"image_path": "images/0.png", "question": "x is ()", "ground_truth": "140°"}]
+    )
+    own = write(tmp_path / "own.jsonl", [{"id": "a", "images": ["images/1.png"], "question": "How?", "answer": "4"}])
+    named = {str(geometry): "r1v_geoqa", str(own): ""}
+    found = read(tiny_policy, tmp_path, counting, geometry, own, format="r1v_counting", formats=named)
+    assert [prompt.id for prompt in found][2:] == ["superclevr/counting-test-2", "geoqa/geoqa-test-0", "own/a"]
+    words = ["doctor", *map(str, (counting, geometry, own)), f"--model={tiny_policy}", "--data.workers=1"]
+    words += [f"--output={tmp_path / 'found'}", "--data.format=r1v_counting"]
+    formats = f"--data.formats={{{geometry}: r1v_geoqa, {own}: ''}}"
+    assert main([*words, formats]) == 0 and main(words) == 3
+
+
 def test_evaluate_and_doctor_read_a_published_file(
     tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
