@@ -115,6 +115,8 @@ class Run:
             updates=config.run.steps * self.updates_per_step,
             reference=needs_reference(config.objective),
         )
+        workers = config.data.pixel_workers if groups.first_stage else 0  # later stages see no pixels
+        self.pixels = self.builder.pixel_source(workers=workers, device=groups.device)
         self.trainer = Trainer(
             self.state,
             groups,
@@ -123,7 +125,7 @@ class Run:
                 head_settings(config, self.builder.forbidden_token_ids, self.state.shape.vocab),
                 max_skipped_in_a_row=training.max_skipped_in_a_row,
             ),
-            pixel_values=self.builder.pixel_values,
+            pixel_values=self.pixels,
         )
         self.engine: RolloutEngine | None = None
         self.scorer: Scorer | None = None
@@ -261,13 +263,14 @@ class Run:
         save_checkpoint(self.state, self.groups, self.directory.checkpoints, loop, keep=keep)
 
     def close(self) -> None:
-        """Ends log, engine and graders."""
+        """Ends log, engine, graders and the processes that cut pictures."""
         if self.log is not None:
             self.log.close()
         if self.engine is not None:
             self.engine.close()
         if self.scorer is not None:
             self.scorer.close()
+        self.pixels.close()
 
 
 def train(config: Config, *, resume: bool) -> None:
@@ -317,6 +320,7 @@ def _run(run: Run, *, resume: bool) -> None:
         evaluate=run.evaluate_validation,
         enforce_gate=not config.rollout.replay,
         costs=run.costs(),
+        pixels=run.pixels,
     )
     stopped = run_loop(parts, first_step=loop.step + 1, version=loop.weight_version)
     if not stopped:

@@ -79,6 +79,7 @@ class DataConfig:
     cache: str = "runs/data_cache"  # where pictures that come as bytes are kept; every rank must see it
     max_bad_share: float = 0.01  # bad rows are skipped; a larger share of them stops the start
     workers: int = 0  # processes that examine pictures at the start; 0: one for each core, eight at most
+    pixel_workers: int = 2  # processes of each rank that decode and cut pictures ahead of need; 0: the rank itself
     system_prompt: str = ""  # empty: none
     instruction: str = ""  # appended to every question
     min_pixels: int = 0  # 0: the processor's own

@@ -16,6 +16,7 @@ from megatron_apo.config import Config
 from megatron_apo.data.costs import CostModel
 from megatron_apo.data.distribution import distribute
 from megatron_apo.data.order import PromptStream
+from megatron_apo.data.pixels import PixelSource, images_of
 from megatron_apo.dynamic_sampling import mark_dropped, refill_metrics, refill_size
 from megatron_apo.objective.mismatch import mismatch_metrics
 from megatron_apo.objective.objective import kl_coefficient, needs_reference
@@ -25,7 +26,7 @@ from megatron_apo.observability.metrics import rollout_metrics
 from megatron_apo.observability.timers import PhaseTimer
 from megatron_apo.parallel.groups import Groups
 from megatron_apo.parallel.reduction import share_text
-from megatron_apo.parallel.scatter import scatter_work
+from megatron_apo.parallel.scatter import scatter_work, share_images
 from megatron_apo.parallel.status import phase
 from megatron_apo.records import Prompt, ReplicaWork, RolloutGroup, TrainingSample
 from megatron_apo.rollout.engine import RolloutEngine, SamplingSettings
@@ -80,7 +81,7 @@ class LoopParts:
 
     ``sync(version)`` sends the trainer's weights to the engine and returns its metrics; ``evaluate(step)`` returns the
     metrics of the validation rows. Both are collective, as ``save`` is. ``costs``: what sequences and images cost, so
-    that the ranks' work is even.
+    that the ranks' work is even. ``pixels``: where the trainer's come from, when it can be told what is needed next.
     """
 
     config: Config
@@ -92,6 +93,7 @@ class LoopParts:
     evaluate: Callable[[int], dict[str, float]]
     enforce_gate: bool = True
     costs: CostModel = field(default_factory=CostModel)
+    pixels: PixelSource | None = None
 
 
 def step_sampling(config: Config, step: int, number: int = 0) -> SamplingSettings:
@@ -148,6 +150,21 @@ def draw(
         groups = [*groups, *more]
         contrast += have_contrast(more, config.objective, forbidden_token_ids=forbidden_token_ids)
     return mark_dropped(groups, contrast, wanted=wanted)
+
+
+def _announce_images(parts: LoopParts, step: int) -> None:
+    """Every rank hears of the step's images, and cuts them while the engine answers; collective.
+
+    Of all of them, whatever the number of replicas: which rank's a response becomes, its length will decide.
+    """
+    if parts.pixels is None or not parts.config.data.pixel_workers:
+        return
+    images = None
+    with phase(parts.groups, "images"):
+        if parts.controller is not None:
+            prompts, stream = parts.controller.prompts, parts.controller.stream
+            images = [image for index in stream.indices(step - 1) for image in prompts[index].images]
+    parts.pixels.ahead(share_images(images, parts.groups))
 
 
 def _plan(parts: LoopParts, shaped: ShapedStep, step: int) -> list[ReplicaWork]:
@@ -237,6 +254,7 @@ def run_step(parts: LoopParts, step: int, version: int, timer: PhaseTimer) -> St
     penalties: list[list[float]] = []
     penalised: dict[str, float] = {}
     training, forbidden = parts.config.training, parts.trainer.settings.head.forbidden_token_ids
+    _announce_images(parts, step)
     with phase(groups, "rollout"):
         if controller is not None:
             drawn = draw(controller, parts.config, step, timer, forbidden)
@@ -257,6 +275,8 @@ def run_step(parts: LoopParts, step: int, version: int, timer: PhaseTimer) -> St
                 works = _plan(parts, shaped, step)
     with timer.phase("scatter"):
         work = scatter_work(works, groups)
+    if parts.pixels is not None:
+        parts.pixels.ahead(images_of(work))
     agreement: dict[str, float] = {}
     with timer.phase("update"):
         updates = parts.trainer.step(work, lambda metrics, worst_token: _gate(parts, metrics, worst_token, agreement))
@@ -275,6 +295,8 @@ def run_step(parts: LoopParts, step: int, version: int, timer: PhaseTimer) -> St
         if parts.config.rollout.refill_rounds:
             metrics |= refill_metrics(drawn)
         metrics |= _throughput(drawn, timer.collect())
+        if parts.pixels is not None:
+            metrics["time/pixels"] = parts.pixels.take_seconds()
     return StepOutcome(metrics, drawn, shaped)
 
 

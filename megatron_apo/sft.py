@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import yaml
@@ -13,6 +13,7 @@ from megatron_apo.config_loading import dump_config
 from megatron_apo.data.costs import CostModel
 from megatron_apo.data.distribution import distribute
 from megatron_apo.data.order import PromptStream
+from megatron_apo.data.pixels import images_of
 from megatron_apo.data.prompts import PromptBuilder
 from megatron_apo.data.reading import check_unchanged, write_data_files
 from megatron_apo.data.scan import PromptSet
@@ -23,10 +24,10 @@ from megatron_apo.observability.progress import Progress
 from megatron_apo.observability.timers import PhaseTimer
 from megatron_apo.observability.writers import Writers, open_writers
 from megatron_apo.parallel.groups import Groups, initialise, shut_down
-from megatron_apo.parallel.scatter import scatter_work
+from megatron_apo.parallel.scatter import scatter_work, share_images
 from megatron_apo.parallel.status import phase
 from megatron_apo.planning.work import training_costs
-from megatron_apo.records import Prompt, ReplicaWork, TrainingSample
+from megatron_apo.records import Prompt, PromptImage, ReplicaWork, TrainingSample
 from megatron_apo.run_directory import RunDirectory, check_on_controller, claim
 from megatron_apo.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
 from megatron_apo.training.export import export_model
@@ -104,81 +105,128 @@ def _read(config: Config, builder: PromptBuilder, *, evaluates: bool) -> dict[st
     return read
 
 
-def _train(config: Config, groups: Groups, directory: RunDirectory, *, resume: bool) -> None:
-    builder = PromptBuilder(config.model.path, config.data)
-    state = build_training_state(config, groups, updates=config.run.steps, reference=False)
-    settings = TrainerSettings(
-        config.objective,
-        # Imitation is of the plain softmax, whatever temperature the policy is sampled at later.
-        replace(head_settings(config, builder.forbidden_token_ids, state.shape.vocab), temperature=1.0),
-        supervised=True,
-        max_skipped_in_a_row=config.training.max_skipped_in_a_row,
-    )
-    trainer = Trainer(state, groups, settings, pixel_values=builder.pixel_values)
+@dataclass(frozen=True)
+class _Controller:
+    """What only rank 0 holds."""
+
+    prompts: PromptSet
+    stream: PromptStream
+    writers: Writers
+
+
+class _Run:
+    """One supervised run on this rank."""
+
+    def __init__(self, config: Config, groups: Groups, directory: RunDirectory) -> None:
+        self.config, self.groups, self.directory = config, groups, directory
+        self.builder = PromptBuilder(config.model.path, config.data)
+        self.state = build_training_state(config, groups, updates=config.run.steps, reference=False)
+        head = head_settings(config, self.builder.forbidden_token_ids, self.state.shape.vocab)
+        settings = TrainerSettings(
+            config.objective,
+            # Imitation is of the plain softmax, whatever temperature the policy is sampled at later.
+            replace(head, temperature=1.0),
+            supervised=True,
+            max_skipped_in_a_row=config.training.max_skipped_in_a_row,
+        )
+        workers = config.data.pixel_workers if groups.first_stage else 0  # later stages see no pixels
+        self.pixels = self.builder.pixel_source(workers=workers, device=groups.device)
+        self.trainer = Trainer(self.state, groups, settings, pixel_values=self.pixels)
+        self.evaluates = bool(config.run.evaluate_every and config.data.validation)
+        self.costs = training_costs(self.state.shape, config.model)
+
+    def start_controller(self, done: LoopState, *, resume: bool) -> tuple[_Controller, list[ReplicaWork] | None]:
+        """Reads the data and opens the writers; and what evaluation will run on, by replica."""
+        config, root = self.config, self.directory.root
+        read = _read(config, self.builder, evaluates=self.evaluates)
+        validation = self._works(list(read["data.validation"])) if self.evaluates else None
+        if resume:
+            check_unchanged(root, read)
+        claim(config, resume=resume)
+        write_data_files(root, read)
+        resumed = done.step if resume else None
+        writers = open_writers(root, config.logging, resumed, settings=yaml.safe_load(dump_config(config)))
+        prompts, data = read["data.train"], config.data
+        stream = PromptStream(prompts.sizes, config.training.batch_size, config.run.seed, data.shuffle, data.weights)
+        return _Controller(prompts, stream, writers), validation
+
+    def batch(self, controller: _Controller, step: int) -> list[ReplicaWork]:
+        """The work of step ``step`` (from 1)."""
+        return self._works([controller.prompts[i] for i in controller.stream.indices(step - 1)])
+
+    def announce(self, controller: _Controller | None, work: ReplicaWork, step: int) -> None:
+        """Lets this step's images be cut, and then those of the next, of which every rank hears; collective."""
+        upcoming: list[PromptImage] = []
+        if self.config.data.pixel_workers and step < self.config.run.steps:
+            images = None
+            with phase(self.groups, "images"):
+                if controller is not None:
+                    prompts = [controller.prompts[i] for i in controller.stream.indices(step)]
+                    images = [image for prompt in prompts for image in prompt.images]
+            upcoming = share_images(images, self.groups)
+        self.pixels.ahead([*images_of(work), *upcoming])
+
+    def evaluate(self, work: ReplicaWork) -> dict[str, float]:
+        """The metrics of the validation rows, the same on every rank; collective."""
+        self.pixels.ahead(images_of(work))
+        return self.trainer.evaluate(work)
+
+    def save(self, step: int) -> None:
+        """Writes a checkpoint; collective."""
+        loop = LoopState(step, step, step, self.trainer.skipped_in_a_row)
+        keep = self.config.run.keep_checkpoints
+        save_checkpoint(self.state, self.groups, self.directory.checkpoints, loop, keep=keep)
+
+    def _works(self, prompts: Sequence[Prompt]) -> list[ReplicaWork]:
+        return _works(prompts, self.builder, self.config, self.groups, self.costs)
+
+
+def _train(run: _Run, *, resume: bool) -> None:
+    config, groups = run.config, run.groups
     done = LoopState(0, 0, 0)
     if resume:
-        done = load_checkpoint(state, groups, directory.checkpoints)
-        trainer.skipped_in_a_row = done.skipped_in_a_row
-    prompts: Sequence[Prompt] = []
-    writers: Writers | None = None
-    stream: PromptStream | None = None
-    evaluates = bool(config.run.evaluate_every and config.data.validation)
+        done = load_checkpoint(run.state, groups, run.directory.checkpoints)
+        run.trainer.skipped_in_a_row = done.skipped_in_a_row
+    controller: _Controller | None = None
     validation_works: list[ReplicaWork] | None = None
-    costs = training_costs(state.shape, config.model)
     with phase(groups, "start"):
         if groups.is_controller:
-            read = _read(config, builder, evaluates=evaluates)
-            prompts = read["data.train"]
-            if evaluates:
-                validation_works = _works(list(read["data.validation"]), builder, config, groups, costs)
-            if resume:
-                check_unchanged(directory.root, read)
-            claim(config, resume=resume)
-            write_data_files(directory.root, read)
-            writers = open_writers(
-                directory.root,
-                config.logging,
-                done.step if resume else None,
-                settings=yaml.safe_load(dump_config(config)),
-            )
-            stream = PromptStream(
-                read["data.train"].sizes,
-                config.training.batch_size,
-                config.run.seed,
-                config.data.shuffle,
-                config.data.weights,
-            )
-    validation = scatter_work(validation_works, groups) if evaluates else None
+            controller, validation_works = run.start_controller(done, resume=resume)
+    validation = scatter_work(validation_works, groups) if run.evaluates else None
+    _steps(run, controller, validation, done.step)
+    export_model(run.state, groups, config.model.path, run.directory.export)
+    with phase(groups, "end"):
+        if controller is not None:
+            controller.writers.close()
+            say(f"exported {run.directory.export}")
+
+
+def _steps(run: _Run, controller: _Controller | None, validation: ReplicaWork | None, done: int) -> None:
+    config, groups, timer = run.config, run.groups, PhaseTimer()
     shown = config.logging.progress and groups.is_controller
-    timer = PhaseTimer()
-    with Progress(config.run.steps, initial=done.step, label="sft", enabled=shown) as progress:
-        for step in range(done.step + 1, config.run.steps + 1):
+    with Progress(config.run.steps, initial=done, label="sft", enabled=shown) as progress:
+        for step in range(done + 1, config.run.steps + 1):
             timer.collect()
             works = None
             with phase(groups, "batch"):
-                if stream is not None:
+                if controller is not None:
                     with timer.phase("batch"):
-                        works = _works([prompts[i] for i in stream.indices(step - 1)], builder, config, groups, costs)
+                        works = run.batch(controller, step)
             work = scatter_work(works, groups)
+            run.announce(controller, work, step)
             with timer.phase("update"):
-                metrics = trainer.step(work)[0]
-            seconds = timer.collect()
+                metrics = run.trainer.step(work)[0]
+            seconds = timer.collect() | {"time/pixels": run.pixels.take_seconds()}
             if validation is not None and step % config.run.evaluate_every == 0:
-                metrics |= trainer.evaluate(validation)
+                metrics |= run.evaluate(validation)
+                run.pixels.take_seconds()  # the step's alone are its own
             with phase(groups, "log"):  # a full disk on the controller must not leave the others waiting
-                if writers is not None:
+                if controller is not None:
                     kept = {name: value for name, value in metrics.items() if not name.startswith("count/")} | seconds
-                    writers.write(step, kept)
+                    controller.writers.write(step, kept)
                     progress.update(step, kept)
             if step == config.run.steps or (config.run.save_every and step % config.run.save_every == 0):
-                loop = LoopState(step, step, step, trainer.skipped_in_a_row)
-                save_checkpoint(state, groups, directory.checkpoints, loop, keep=config.run.keep_checkpoints)
-    export_model(state, groups, config.model.path, directory.export)
-    with phase(groups, "end"):
-        if writers is not None:
-            writers.close()
-    if groups.is_controller:
-        say(f"exported {directory.export}")
+                run.save(step)
 
 
 def sft(config: Config, *, resume: bool) -> None:
@@ -190,7 +238,11 @@ def sft(config: Config, *, resume: bool) -> None:
         torch.set_num_threads(config.run.threads)
     check_model_layout(config)
     groups = initialise(config.parallel, seed=config.run.seed)
+    run: _Run | None = None
     try:
-        _train(config, groups, check_on_controller(config, groups, resume=resume), resume=resume)
+        run = _Run(config, groups, check_on_controller(config, groups, resume=resume))
+        _train(run, resume=resume)
     finally:
+        if run is not None:
+            run.pixels.close()
         shut_down()

@@ -44,8 +44,10 @@ class ImageLimits:
 DEFAULT_LIMITS = ImageLimits()
 
 
-def decode(data: bytes, name: object, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+def decode(data: bytes, name: object, limits: ImageLimits = DEFAULT_LIMITS, *, keep: bool = True) -> Image.Image:
     """The picture in ``data``: RGB, upright, its first frame. ``name`` is for messages.
+
+    ``keep`` False spares a copy for one who only reads the pixels: the picture may still hold all of the file.
 
     Raises ValueError for a format that is not allowed, damaged data, and a picture beyond the ``limits``.
     """
@@ -68,7 +70,7 @@ def decode(data: bytes, name: object, limits: ImageLimits = DEFAULT_LIMITS) -> I
         except DAMAGE as error:
             raise _damaged(name, error) from error
         try:
-            return _rgb(opened)
+            return _rgb(opened, keep=keep)
         except MemoryError as error:
             raise _damaged(name, error) from error
         except ValueError as error:
@@ -112,7 +114,7 @@ def _check_tile(opened: Image.Image, name: object, limits: ImageLimits) -> None:
         raise ValueError(f"image {name}: tiles of {width} x {height} pixels; save it again as PNG")
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, *, keep: bool) -> Image.Image:
     if image.mode.startswith("I"):
         return _from_16_bits(image).convert("RGB")
     if image.mode == "F":
@@ -124,7 +126,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         return _on_white(image)
     if image.mode not in _COLOURS:
         raise ValueError(f"colours in the form {image.mode}, of which no plain RGB can be made")
-    return image.convert("RGB")
+    return image.convert("RGB") if keep or image.mode != "RGB" else image
 
 
 def _extremes(image: Image.Image) -> tuple[float, float]:

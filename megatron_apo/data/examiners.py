@@ -5,22 +5,16 @@ from __future__ import annotations
 import json
 import os
 import queue
-import subprocess
-import sys
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
+from megatron_apo.data.image_process import ImageProcess, ProcessEnded
 from megatron_apo.data.images import ExaminedImage, examine_image, examined_from
 
 MEMORY_MIB = 1024
 SECONDS = 60.0  # of one picture, on a busy machine
 _BATCH = 16
 _MOST_PROCESSES = 8
-
-# The files are anybody's: the process that decodes them gets no credentials that may stand in the environment.
-_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV")
 
 Examined = ExaminedImage | str  # the text says what is wrong
 
@@ -44,7 +38,7 @@ class ImageExaminers:
 
     def __init__(self, processes: int) -> None:
         processes = processes or min(_MOST_PROCESSES, os.cpu_count() or 1)
-        self._idle: queue.SimpleQueue[_Examiner | None] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[ImageProcess | None] = queue.SimpleQueue()
         for _ in range(processes):
             self._idle.put(None)
         self._count = processes
@@ -75,8 +69,8 @@ class ImageExaminers:
         found: list[Examined] = []
         try:
             while len(found) < len(paths):
-                examiner = examiner or _Examiner()
-                found += examiner.ask(paths[len(found) :])
+                examiner = examiner or ImageProcess("megatron_apo.data.image_worker", f"--memory-mib={MEMORY_MIB}")
+                found += _ask(examiner, paths[len(found) :])
                 if len(found) < len(paths):  # it did not come further than this one
                     examiner.end()
                     examiner = None
@@ -87,49 +81,14 @@ class ImageExaminers:
         return found
 
 
-class _Examiner:
-    """One process; nothing of the parent (torch, a process group, its threads) is inherited or imported again."""
-
-    def __init__(self) -> None:
-        package_root = str(Path(__file__).resolve().parents[2])
-        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "megatron_apo.data.image_worker", f"--memory-mib={MEMORY_MIB}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # codecs write notes on damaged files there
-            env=environment,
-            start_new_session=True,  # Ctrl-C is the parent's affair
-        )
-
-    def ask(self, paths: Sequence[str]) -> list[Examined]:
-        """The answers in order, up to the picture over which it ended or took too long."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        found: list[Examined] = []
-        try:
-            self._process.stdin.write(json.dumps({"paths": list(paths)}).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            return found
+def _ask(examiner: ImageProcess, paths: Sequence[str]) -> list[Examined]:
+    """The answers in order, up to the picture over which it ended or took too long."""
+    found: list[Examined] = []
+    try:
+        examiner.send({"paths": list(paths)})
         for _ in paths:
-            alarm = threading.Timer(SECONDS, self._process.kill)
-            alarm.start()
-            line = self._process.stdout.readline()
-            alarm.cancel()
-            if not line.endswith(b"\n"):
-                break
-            answer = json.loads(line)
+            answer = json.loads(examiner.line(SECONDS))
             found.append(answer if isinstance(answer, str) else examined_from(answer))
+    except ProcessEnded:
         return found
-
-    def end(self) -> None:
-        """Kills and reaps it."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            try:
-                pipe.close()
-            except BrokenPipeError:  # a request was still buffered
-                continue
+    return found

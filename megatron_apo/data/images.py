@@ -72,10 +72,13 @@ def sha256_of(path: str | Path) -> str:
     return hashlib.sha256(_read(Path(path), DEFAULT_LIMITS)).hexdigest()
 
 
-def load_image(path: str | Path, *, sha256: str | None = None, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+def load_image(
+    path: str | Path, *, sha256: str | None = None, limits: ImageLimits = DEFAULT_LIMITS, keep: bool = True
+) -> Image.Image:
     """The picture at ``path``: RGB, upright. Treat it as read-only, it is shared through a cache.
 
     ``sha256``: hexadecimal digest the file must have; a known digest is served from the cache without reading.
+    ``keep`` False: it is not put there, and good for its pixels alone (``decode``).
     Raises ValueError for a missing, truncated, damaged, oversize or changed file.
     """
     known = CACHE.get(sha256) if sha256 is not None else None
@@ -89,8 +92,9 @@ def load_image(path: str | Path, *, sha256: str | None = None, limits: ImageLimi
             )
         known = CACHE.get(digest)
         if known is None:
-            known = decode(data, path, limits)
-            CACHE.put(digest, known)
+            known = decode(data, path, limits, keep=keep)
+            if keep:
+                CACHE.put(digest, known)
     check_size(known.width, known.height, path, limits)
     return known
 

@@ -46,11 +46,11 @@ def build_microbatch(
 ) -> Microbatch:
     """Packs ``samples[i]`` for i in ``indices`` one after the other.
 
-    ``position_ids(sample)`` gives int64 [3, length]; ``pixel_values(image)`` gives float32 [L, C], asked once for each
-    different image or video and only ``with_pixels``; ``vision_token_ids`` are their placeholders. Each sequence is
-    padded at its end, where none of its tokens look, to a multiple of ``sequence_multiple`` tokens. The tail is padded
-    until T is a multiple of ``align`` too: an extra sequence at the end of ``cu_seqlens``, without a sample index or
-    weight. Without indices the result is such padding alone.
+    ``position_ids(sample)`` gives int64 [3, length]; ``pixel_values(image)`` gives float32 [L, C], C perhaps as
+    several axes, and is asked once for each different image or video and only ``with_pixels``; ``vision_token_ids``
+    are their placeholders. Each sequence is padded at its end, where none of its tokens look, to a multiple of
+    ``sequence_multiple`` tokens. The tail is padded until T is a multiple of ``align`` too: an extra sequence at the
+    end of ``cu_seqlens``, without a sample index or weight. Without indices the result is such padding alone.
     ``image_positions_K`` and ``image_features_K`` are None when there is no image.
     Raises ValueError for a prompt whose image tokens do not match its images.
     """
@@ -69,7 +69,7 @@ def build_microbatch(
 
     position_ids_3T = _positions(chosen, layout, position_ids)
     image_positions, image_features, unique = _place_images(chosen, layout.starts, vision_token_ids, spatial_merge_size)
-    pixels = torch.cat([pixel_values(image) for image in unique]) if unique and with_pixels else None
+    pixels = torch.cat([pixel_values(image) for image in unique]).flatten(1) if unique and with_pixels else None
     return Microbatch(
         input_ids_T=torch.from_numpy(ids).to(device),
         position_ids_3T=position_ids_3T.to(device),

@@ -9,7 +9,6 @@ Shape suffixes: L patches, C values per patch.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,15 @@ from typing import Any
 import torch
 
 from megatron_apo.config import DataConfig
-from megatron_apo.data.images import ExaminedImage, examine_image, load_image
+from megatron_apo.data.images import ExaminedImage, examine_image
+from megatron_apo.data.patches import patch_format
+from megatron_apo.data.pixels import PixelSource
 from megatron_apo.data.rows import Row, Turn
 from megatron_apo.platform.torchvision_cpu import register_missing_operators
 from megatron_apo.records import Prompt, PromptImage
 
 _IMAGE_TOKEN = "<|image_pad|>"
 _VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", _IMAGE_TOKEN, "<|video_pad|>")
-_PIXEL_CACHE_BYTES = 256 * 1024 * 1024
 
 
 class PromptBuilder:
@@ -59,8 +59,8 @@ class PromptBuilder:
         self.forbidden_token_ids: tuple[int, ...] = tuple(sorted(id for id in known if id is not None))
         added = self._tokenizer.added_tokens_decoder.values()
         self._special_tokens = tuple(token.content for token in added if token.special)
-        self._pixels: OrderedDict[tuple[str, tuple[int, int, int]], torch.Tensor] = OrderedDict()
-        self._pixel_bytes = 0
+        self._format = patch_format(self._image_processor, model_dir)
+        self._pixels = self.pixel_source()
 
     @property
     def tokenizer(self) -> Any:
@@ -102,38 +102,12 @@ class PromptBuilder:
         )
 
     def pixel_values(self, image: PromptImage) -> torch.Tensor:
-        """Normalised patches float32 [L, C] of one image, as the processor cuts them; shared, so treat as read-only.
+        """Normalised patches float32 [L, C] of one image, on the CPU; see ``PixelSource``."""
+        return self._pixels(image).flatten(1)
 
-        ValueError when the file changed, when its grid is not the recorded one (then the rollout was made with other
-        pixel limits), and for a video.
-        """
-        if image.seconds_per_grid:
-            raise ValueError(
-                f"{image.path} is a video (seconds_per_grid={image.seconds_per_grid:g}): rows are images; give the "
-                "trainer a pixel_values of your own that decodes it"
-            )
-        key = (image.sha256, image.grid_thw)
-        if key in self._pixels:
-            self._pixels.move_to_end(key)
-            return self._pixels[key]
-        picture = load_image(image.path, sha256=image.sha256)
-        output = self._image_processor(
-            images=[picture],
-            size={"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels},
-            return_tensors="pt",
-        )
-        grid = tuple(output["image_grid_thw"][0].tolist())
-        if grid != tuple(image.grid_thw):
-            raise ValueError(
-                f"image {image.path}: its patch grid is {grid}, recorded was {tuple(image.grid_thw)}; use the "
-                "data.min_pixels, data.max_pixels and model.path that the prompt was made with"
-            )
-        patches = output["pixel_values"].to(torch.float32).contiguous()
-        self._pixels[key] = patches
-        self._pixel_bytes += patches.nbytes
-        while self._pixel_bytes > _PIXEL_CACHE_BYTES and len(self._pixels) > 1:
-            self._pixel_bytes -= self._pixels.popitem(last=False)[1].nbytes
-        return patches
+    def pixel_source(self, *, workers: int = 0, device: torch.device | str = "cpu") -> PixelSource:
+        """The pixels of this builder's prompts, cut by ``workers`` processes ahead of need; close it."""
+        return PixelSource(self._format, self._grid, workers=workers, device=device)
 
     def response_ids(self, text: str) -> tuple[int, ...]:
         """Ids of a response to imitate, end-of-sequence included; ValueError if it contains a vision token."""

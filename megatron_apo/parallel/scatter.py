@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -96,15 +97,25 @@ def _receive(source: int, groups: Groups) -> bytes:
     return buffer.numpy().tobytes()
 
 
-def _broadcast(payload: bytes | None, groups: Groups) -> bytes:
-    leader = groups.model_ranks[0]
+def _broadcast(payload: bytes | None, source: int, group: Any) -> bytes:
+    """``payload``, given on rank ``source`` only, on every rank of ``group``."""
     length = torch.tensor([len(payload) if payload is not None else 0])
-    dist.broadcast(length, leader, group=groups.model_control)
+    dist.broadcast(length, source, group=group)
     buffer = torch.empty(int(length), dtype=torch.uint8)
-    if payload is not None:
+    if payload:
         buffer = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-    dist.broadcast(buffer, leader, group=groups.model_control)
+    dist.broadcast(buffer, source, group=group)
     return buffer.numpy().tobytes()
+
+
+def share_images(images: Sequence[PromptImage] | None, groups: Groups) -> list[PromptImage]:
+    """The controller's ``images`` on every rank, by reference; given on the controller only. Collective."""
+    if groups.world_size == 1:
+        assert images is not None
+        return list(images)
+    payload = None if images is None else json.dumps([asdict(image) for image in images]).encode()
+    shared = json.loads(_broadcast(payload, 0, groups.control))
+    return [PromptImage(**{**fields, "grid_thw": tuple(fields["grid_thw"])}) for fields in shared]
 
 
 def scatter_work(works: Sequence[ReplicaWork] | None, groups: Groups) -> ReplicaWork:
@@ -122,4 +133,4 @@ def scatter_work(works: Sequence[ReplicaWork] | None, groups: Groups) -> Replica
                 _send(encode(work), leader, groups)
     elif groups.rank in groups.replica_leaders:
         payload = _receive(0, groups)
-    return decode(_broadcast(payload, groups))
+    return decode(_broadcast(payload, groups.model_ranks[0], groups.model_control))

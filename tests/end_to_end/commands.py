@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import megatron_apo.compose
-import megatron_apo.data.prompts
+import megatron_apo.data.pixels
 import megatron_apo.sft  # noqa: F401 - imported here once for all ranks
 from megatron_apo.cli import main
 from megatron_apo.platform.torchvision_cpu import register_missing_operators
@@ -58,9 +58,9 @@ def answers(directory: Path) -> list[dict[str, Any]]:
 
 
 def _lose_images() -> None:
-    load = megatron_apo.data.prompts.load_image
+    load = megatron_apo.data.pixels.load_image
 
     def elsewhere(path: str, *, sha256: str) -> Any:
         return load(f"{path}.gone", sha256=sha256)
 
-    megatron_apo.data.prompts.load_image = elsewhere  # type: ignore[assignment]
+    megatron_apo.data.pixels.load_image = elsewhere  # type: ignore[assignment]

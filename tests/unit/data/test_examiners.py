@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from megatron_apo.data import examiners
+from megatron_apo.data import examiners, image_process
 from megatron_apo.data.examiners import ImageExaminers, examine_here
 from megatron_apo.data.images import ExaminedImage
 from tests.unit.data.bad_rows import SMALL, chunk, png, tiff
@@ -114,7 +114,7 @@ def test_a_picture_that_ends_or_holds_up_the_process(tmp_path: Path, monkeypatch
     def started(command: list[str], **options: object) -> subprocess.Popen[bytes]:
         return start([command[0], str(worker)], **options)  # type: ignore[call-overload, no-any-return]
 
-    monkeypatch.setattr(examiners.subprocess, "Popen", started)
+    monkeypatch.setattr(image_process.subprocess, "Popen", started)
     monkeypatch.setattr(examiners, "SECONDS", 5.0)
     with ImageExaminers(1) as pool:
         found = pool(["a", "dies", "b", "sleeps", "c"])

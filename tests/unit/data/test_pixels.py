@@ -1,0 +1,220 @@
+"""Pixels cut ahead of need by processes: the same pixels, no waiting, and whatever becomes of the processes."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from megatron_apo.config import DataConfig
+from megatron_apo.data import image_process, pixels
+from megatron_apo.data.pixels import PixelSource, images_of
+from megatron_apo.data.prompts import PromptBuilder
+from megatron_apo.data.rows import Row
+from megatron_apo.records import PromptImage, ReplicaWork, TrainingSample
+
+SECONDS = 60.0  # until something must have happened, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def builder(tiny_policy: Path) -> PromptBuilder:
+    return PromptBuilder(tiny_policy, DataConfig())
+
+
+@pytest.fixture
+def images(builder: PromptBuilder, tmp_path: Path) -> list[PromptImage]:
+    """Eight pictures of different sizes and kinds."""
+    found = []
+    for number in range(8):
+        size = (60 + 13 * number, 90 - 5 * number)
+        values = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
+        path = tmp_path / f"{number}.{('png', 'jpg')[number % 2]}"
+        Image.fromarray(values).save(path)
+        found.append(builder.build(Row(str(number), (str(path),), "?", "1")).images[0])
+    return found
+
+
+def until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def cut_ahead(source: PixelSource, count: int) -> None:
+    until(lambda: len(source._ahead) == count)
+
+
+@pytest.fixture
+def cut_here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths that this process opened."""
+    opened: list[str] = []
+    load = pixels.load_image
+
+    def seen(path: str, **named: Any) -> Image.Image:
+        opened.append(path)
+        return load(path, **named)
+
+    monkeypatch.setattr(pixels, "load_image", seen)
+    return opened
+
+
+def test_the_same_pixels_before_they_are_asked_for(
+    builder: PromptBuilder, images: list[PromptImage], cut_here: list[str]
+) -> None:
+    expected = [builder.pixel_values(image) for image in images]
+    cut_here.clear()
+    with builder.pixel_source(workers=2) as source:
+        source.ahead(images)
+        cut_ahead(source, len(images))
+        started = time.perf_counter()
+        found = [source(image) for image in images]
+        elapsed = time.perf_counter() - started
+        waited = source.take_seconds()
+        assert all(torch.equal(a.flatten(1), b) for a, b in zip(found, expected, strict=True))
+        assert waited < elapsed and waited < 0.05  # nothing was cut: there was nothing to wait for
+        assert cut_here == [] and source.take_seconds() == 0.0
+        assert torch.equal(source(images[3]).flatten(1), expected[3])  # and it is kept
+        assert cut_here == []
+
+
+def test_what_no_worker_has_begun_is_cut_by_the_caller(
+    builder: PromptBuilder, images: list[PromptImage], cut_here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for one picture ahead, the workers stop there until it is taken."""
+    monkeypatch.setattr(pixels, "_AHEAD_BYTES", 1)
+    with builder.pixel_source(workers=1) as source:
+        source.ahead(images)
+        cut_ahead(source, 1)
+        time.sleep(0.2)
+        assert len(source._ahead) == 1 and not source._under_way  # no further
+        source(images[-1])
+        assert cut_here == [images[-1].path] and source.take_seconds() > 0
+        source(images[0])
+        until(lambda: set(source._ahead) == {key_of(images[1])})
+        assert cut_here == [images[-1].path]
+
+
+def key_of(image: PromptImage) -> Any:
+    return (image.sha256, image.grid_thw, image.seconds_per_grid)
+
+
+def test_another_list_takes_the_place_of_the_first(
+    builder: PromptBuilder, images: list[PromptImage], cut_here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixels, "_AHEAD_BYTES", 1)
+    with builder.pixel_source(workers=1) as source:
+        source.ahead(images[:3])
+        cut_ahead(source, 1)
+        source.ahead([images[5], images[6]])
+        until(lambda: set(source._ahead) == {key_of(images[5])})
+        source(images[0])  # no longer awaited, and yet not thrown away
+        assert cut_here == []
+
+
+def test_memory_is_bounded(
+    builder: PromptBuilder, images: list[PromptImage], cut_here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = builder.pixel_source()
+    size = [source._patches(image).nbytes for image in images]
+    monkeypatch.setattr(pixels, "_KEPT_BYTES", sum(size[-2:]))
+    source = builder.pixel_source()
+    for image in images:
+        source(image)
+    assert list(source._kept) == [key_of(image) for image in images[-2:]]
+    cut_here.clear()
+    source(images[-1])
+    source(images[0])
+    assert cut_here == [images[0].path]
+
+
+def test_what_is_wrong_with_a_picture_is_said_when_it_is_asked_for(
+    builder: PromptBuilder, images: list[PromptImage]
+) -> None:
+    Path(images[1].path).write_bytes(b"something else")
+    Path(images[2].path).unlink()
+    other = PromptImage(images[3].path, images[3].sha256, (1, 4, 4))
+    video = PromptImage("clip.mp4", "00", (2, 4, 4), seconds_per_grid=0.5)
+    with builder.pixel_source(workers=1) as source:
+        source.ahead([images[1], images[2], other, video, images[0]])
+        cut_ahead(source, 4)
+        cases = {
+            images[1]: "its SHA-256 is .*, recorded was .*; the file changed since",
+            images[2]: "cannot be read",
+            other: r"its patch grid is \(1, .*recorded was \(1, 4, 4\); use the data.min_pixels",
+            video: "clip.mp4 is a video",
+        }
+        for image, words in cases.items():
+            with pytest.raises(ValueError, match=words):
+                source(image)
+        assert torch.equal(source(images[0]).flatten(1), builder.pixel_values(images[0]))
+
+
+def test_a_process_that_is_ended_is_replaced(builder: PromptBuilder, images: list[PromptImage]) -> None:
+    expected = builder.pixel_values(images[0])
+    with builder.pixel_source(workers=1) as source:
+        until(lambda: source._processes[0] is not None)
+        (process,) = source._processes
+        assert process is not None
+        process.kill()
+        source.ahead(images[:2])
+        cut_ahead(source, 2)
+        assert torch.equal(source(images[0]).flatten(1), expected)
+        assert source._processes[0] is not None and source._processes[0].pid != process.pid
+
+
+@pytest.mark.parametrize("answer", ["os.kill(os.getpid(), 9)", "time.sleep(60)"])
+def test_processes_that_end_or_hang_over_a_picture(
+    builder: PromptBuilder, images: list[PromptImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    """Tried twice, then the picture is at fault: nobody waits for ever."""
+    worker = tmp_path / "worker.py"
+    started = tmp_path / "started"
+    worker.write_text(
+        f"import os, sys, time\nopen({str(started)!r}, 'a').write('.')\nfor line in sys.stdin:\n    {answer}\n"
+    )
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        image_process.subprocess, "Popen", lambda command, **named: start([command[0], str(worker)], **named)
+    )
+    monkeypatch.setattr(pixels, "SECONDS", 0.5)
+    with builder.pixel_source(workers=1) as source:
+        source.ahead(images[:1])
+        until(lambda: bool(source._under_way))
+        with pytest.raises(ValueError, match="the process that cut it into patches ended twice, or took 0.5 s"):
+            source(images[0])
+        assert started.read_text() == ".."
+
+
+def test_closing_ends_what_is_under_way(
+    builder: PromptBuilder, images: list[PromptImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = tmp_path / "worker.py"
+    worker.write_text("import sys, time\nfor line in sys.stdin:\n    time.sleep(60)\n")
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        image_process.subprocess, "Popen", lambda command, **named: start([command[0], str(worker)], **named)
+    )
+    source = builder.pixel_source(workers=2)
+    source.ahead(images)
+    until(lambda: len(source._under_way) == 2)
+    processes = [process._process for process in source._processes if process is not None]
+    begun = time.monotonic()
+    source.close()
+    assert time.monotonic() - begun < 30 and [process.returncode for process in processes] == [-9, -9]
+
+
+def test_images_in_the_order_of_the_microbatches() -> None:
+    images = [PromptImage(f"{n}.png", hashlib.sha256(b"%d" % n).hexdigest(), (1, 2, 2)) for n in range(4)]
+    samples = [TrainingSample((1,), (2,), (images[n],)) for n in range(3)]
+    samples.append(TrainingSample((1,), (2,), (images[3], images[1])))
+    work = ReplicaWork(tuple(samples), (((2, 3), (1,)), ((0,), (2,))), {})
+    assert images_of(work) == [images[2], images[3], images[1], images[0]]
