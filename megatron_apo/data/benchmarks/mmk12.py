@@ -8,7 +8,7 @@ answered freely.
 
 The repository of MM-Eureka (github.com/ModalMinds/MM-EUREKA, bccddd7) evaluates on an earlier set of 500 free-form
 rows, ``eval/k12/k12.json``: {id, question, answer, image_path}, as ``eval/k12/evaluate_k12.py`` reads it. That one is
-read here on the real file.
+read here on the real file, pictures too.
 """
 
 from __future__ import annotations
