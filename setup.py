@@ -6,7 +6,7 @@ setup(
     name="megatron-apo",
     version="0.1.0",
     description="Reinforcement learning of Qwen2.5-VL with APO on Megatron-Core, rollouts from a weight-synced vLLM",
-    python_requires=">=3.11,<3.13",
+    python_requires=">=3.11,<3.13",  # run on 3.11 alone so far
     packages=find_packages(include=["megatron_apo", "megatron_apo.*", "model_providers", "model_providers.*"]),
     entry_points={"console_scripts": ["megatron-apo = megatron_apo.__main__:run"]},
     install_requires=[

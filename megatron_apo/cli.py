@@ -16,27 +16,49 @@ from pathlib import Path
 from megatron_apo.config import Config
 
 _DESCRIPTION = "Reinforcement learning of Qwen2.5-VL with APO on Megatron-Core, rollouts from a weight-synced vLLM."
-_EXAMPLES = """\
-examples:
-  (from the repository root, after make quickstart and . .venv/bin/activate)
-  python -m megatron_apo sft      --config runs/quickstart/sft/config.yaml --run.directory=runs/sft
+_EXAMPLES = {
+    "train": """\
   python -m megatron_apo train    --config runs/quickstart/apo/config.yaml --run.directory=runs/mine \\
                                   --objective.name=grpo
   python -m megatron_apo train    --config runs/mine/config.yaml --resume
+  torchrun --nproc-per-node 2 -m megatron_apo train --config runs/quickstart/apo/config.yaml \\
+                                  --run.directory=runs/two --parallel.tensor=2
+""",
+    "sft": """\
+  python -m megatron_apo sft      --config runs/quickstart/sft/config.yaml --run.directory=runs/sft
+""",
+    "evaluate": """\
   python -m megatron_apo evaluate --config runs/quickstart/apo/config.yaml --model runs/quickstart/apo/export \\
                                   --output evaluations/trained
   python -m megatron_apo evaluate --compare evaluations/before evaluations/trained
+""",
+    "doctor": """\
   python -m megatron_apo doctor   --config runs/quickstart/apo/config.yaml --output runs/quickstart/doctor
+""",
+    "report": """\
   python -m megatron_apo report   runs/quickstart/apo
   python -m megatron_apo report   --compare runs/quickstart/apo runs/mine --output comparison.html
+""",
+    "plan": """\
   python -m megatron_apo plan     --model Qwen2.5-VL-7B --gpus 8 --memory 80
-  torchrun --nproc-per-node 2 -m megatron_apo train --config runs/quickstart/apo/config.yaml \\
-                                  --run.directory=runs/two --parallel.tensor=2
-
+""",
+}
+_SETTINGS = """
 Every setting is a key of the YAML file and an option --section.key=value, the value written as in YAML; an option
-overrides the file. megatron_apo/config.py lists them all with their defaults. Exit status 2: an error that you can
-mend; 3: a run stopped by one of its own checks. Both are one message; MEGATRON_APO_DEBUG=1 shows where it comes from.
+overrides the file. megatron_apo/config.py lists them all with their defaults.
 """
+_STATUSES = """\
+Exit status 2: an error that you can mend; 3: a run stopped by one of its own checks. Both are one message;
+MEGATRON_APO_DEBUG=1 shows where it comes from.
+"""
+
+
+def _epilog(*commands: str) -> str:
+    """Examples of some commands, and what is to be known of settings where they take any."""
+    settings = "" if set(commands) <= {"plan", "report"} else _SETTINGS
+    statuses = _STATUSES if len(commands) > 1 else ""
+    where = "  (from the repository root, after make quickstart and . .venv/bin/activate)\n"
+    return f"examples:\n{where}{''.join(_EXAMPLES[name] for name in commands)}{settings}{statuses}"
 
 
 _GOES_ON = {
@@ -76,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="megatron-apo",
         description=_DESCRIPTION,
-        epilog=_EXAMPLES,
+        epilog=_epilog(*_EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -87,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=_EXAMPLES,
+            epilog=_epilog(name),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )

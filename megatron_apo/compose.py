@@ -32,7 +32,7 @@ from megatron_apo.parallel.status import phase
 from megatron_apo.planning.work import training_costs
 from megatron_apo.records import RolloutGroup
 from megatron_apo.rewards.overlong import overlong_punishment
-from megatron_apo.rewards.pool import Scorer
+from megatron_apo.rewards.pool import Scorer, check_user_rewards
 from megatron_apo.rewards.user_rewards import record_user_rewards
 from megatron_apo.rollout.build import build_engine
 from megatron_apo.rollout.engine import RolloutEngine
@@ -46,6 +46,7 @@ from megatron_apo.training.setup import TrainingState, build_training_state, che
 from megatron_apo.training.update import Trainer, TrainerSettings
 from megatron_apo.weight_sync.export import export_tensors
 from megatron_apo.weight_sync.push import push_weights
+from megatron_apo.wording import counted
 from model_providers.qwen_vl.weight_map import hf_names
 
 
@@ -227,7 +228,7 @@ class Run:
             return {}
         result = found[0]
         self._keep_responses("validation", step, found[1])
-        say(f"step {step}: validation accuracy {result.accuracy:.3f} on {result.rows} rows")
+        say(f"step {step}: validation accuracy {result.accuracy:.3f} on {counted(result.rows, 'row', 'rows')}")
         return {"evaluation/accuracy": result.accuracy, "evaluation/response_length": result.mean_length}
 
     def evaluate_held_out(self, label: str) -> None:
@@ -237,7 +238,7 @@ class Run:
             return
         write_evaluations(self.directory.root, {label: found[0]})
         self._keep_responses(label, 0, found[1])
-        say(f"held-out accuracy {label} training: {found[0].accuracy:.3f} on {found[0].rows} rows")
+        say(f"held-out accuracy {label} training: {found[0].accuracy:.3f} on {counted(found[0].rows, 'row', 'rows')}")
 
     def _keep_responses(self, label: str, step: int, groups: Sequence[RolloutGroup]) -> None:
         """Writes an evaluation's responses, in the form of a step's rollouts, under ``evaluation/``."""
@@ -285,6 +286,9 @@ def train(config: Config, *, resume: bool) -> None:
     run: Run | None = None
     try:
         directory = check_on_controller(config, groups, resume=resume)
+        with phase(groups, "rewards"):
+            if groups.is_controller:
+                check_user_rewards(config.rewards)
         run = Run(config, groups, directory)
         _run(run, resume=resume)
     finally:

@@ -73,6 +73,8 @@ class DataConfig:
     ] = ()  # one for each file of train: its share of the prompts; none: every row counts alike
     validation: str = ""  # evaluated during training (sft: its demonstrations), never the held-out rows
     test: str = ""  # the held-out rows: before and after
+    format: str = ""  # of all these files: r1v_counting | r1v_geoqa | mmk12 (as published); empty: rows of docs/data.md
+    formats: dict[str, str] = field(default_factory=dict)  # by file, as it is named here: where it has another
     image_root: str = ""  # images must lie under it; empty: the data file's directory
     cache: str = "runs/data_cache"  # where pictures that come as bytes are kept; every rank must see it
     max_bad_share: float = 0.01  # bad rows are skipped; a larger share of them stops the start

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from megatron_apo import wording
 from megatron_apo.config import Config
+from megatron_apo.data.benchmarks import FORMATS
 from megatron_apo.objective.validation import has_kl, validate_objective
 
 
@@ -86,6 +88,16 @@ _CHECKS: list[_Check] = [
     ),
     *_at_least(0, " (0: one for each core, eight at most)", "data.workers"),
     *_at_least(0, " (0: each rank cuts its pictures itself)", "data.pixel_workers"),
+    (
+        "data.format",
+        lambda name: name in ("", *FORMATS),
+        f"must be one of {', '.join(FORMATS)}, or empty for rows as docs/data.md has them",
+    ),
+    (
+        "data.formats",
+        lambda names: all(name in ("", *FORMATS) for name in names.values()),
+        f"each must be one of {', '.join(FORMATS)}, or empty for rows as docs/data.md has them",
+    ),
     ("data.cache", bool, "must name a directory for pictures that come as bytes"),
     *_at_least(512, " (a grader's libraries alone take as much)", "rewards.memory_mib"),
     ("rewards.user", lambda user: all(map(math.isfinite, user.values())), "each weight must be a finite number"),
@@ -246,7 +258,7 @@ def check_length(config: Config) -> None:
         raise ValueError(f"model.path={config.model.path}: its config.json cannot be read ({error})") from error
     if not isinstance(settings, dict):
         raise ValueError(
-            f"{path}: holds a {type(settings).__name__}, expected an object; copy the file again from where the "
+            f"{path}: holds {wording.kind(settings)}, expected an object; copy the file again from where the "
             "weights came from"
         )
     nested = settings.get("text_config")

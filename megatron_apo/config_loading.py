@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
+from megatron_apo import wording
 from megatron_apo.config import Config, KlConfig
 from megatron_apo.config_checks import leaves, validate
 from megatron_apo.objective.presets import PRESETS
@@ -108,7 +109,7 @@ def _read(path: Path) -> _Tree:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ValueError(f"--config={path}: holds a {type(tree).__name__}; expected sections such as run and model")
+        raise ValueError(f"--config={path}: holds {_yaml_kind(tree)}; expected sections such as run and model")
     return tree
 
 
@@ -200,7 +201,7 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> _Tree:
 def _build(section: type[_Section], tree: Any, prefix: str) -> _Section:
     tree = {} if tree is None else tree
     if not isinstance(tree, Mapping):
-        raise ValueError(f"{prefix.rstrip('.')}={tree!r}: must be a section of settings, not a {type(tree).__name__}")
+        raise ValueError(f"{prefix.rstrip('.')}={tree!r}: must be a section of settings, this is {_yaml_kind(tree)}")
     types = get_type_hints(section)
     for key in tree:
         if key not in types:
@@ -230,7 +231,7 @@ def _list(name: str, value: Any, kind: Any) -> tuple[Any, ...]:
         value = [value] if value else []
     if not isinstance(value, list):
         what = "text or a list of texts" if kind is str else "a list of numbers"
-        raise ValueError(f"{name}={value!r}: must be {what}, this is {_yaml_type(value)}")
+        raise ValueError(f"{name}={value!r}: must be {what}, this is {_yaml_kind(value)}")
     return tuple(_typed(name, item, kind) for item in value)
 
 
@@ -246,15 +247,14 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     if kind is int and isinstance(value, bool) or not isinstance(value, kind):
         expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
         hint = "; put it in quotes" if kind is str and value is not None else ""
-        raise ValueError(f"{name}={value!r}: must be {expected} ({kind.__name__}), this is {_yaml_type(value)}{hint}")
+        raise ValueError(f"{name}={value!r}: must be {expected} ({kind.__name__}), this is {_yaml_kind(value)}{hint}")
     if kind is float and value != value:
         raise ValueError(f"{name}={value}: must be a number")
     return value
 
 
-def _yaml_type(value: Any) -> str:
-    names = {type(None): "empty", bool: "true/false", str: "text", dict: "a section", list: "a list"}
-    return names.get(type(value), f"a {type(value).__name__}")
+def _yaml_kind(value: Any) -> str:
+    return wording.kind(value, mapping="a section", nothing="empty")
 
 
 def _unknown(key: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 from megatron_apo.config import Config
@@ -143,10 +144,10 @@ def draw(
     contrast = have_contrast(groups, config.objective, forbidden_token_ids=forbidden_token_ids)
     for number in range(1, config.rollout.refill_rounds + 1):
         size = refill_size(contrast, wanted)
-        more = drawn(spare[:size], number, groups) if size else []
+        more = drawn(list(islice(spare, size)), number, groups) if size else []
         if not more:
             break  # enough, or no prompt left (of a recording: no further round)
-        spare, groups = spare[size:], [*groups, *more]
+        groups = [*groups, *more]
         contrast += have_contrast(more, config.objective, forbidden_token_ids=forbidden_token_ids)
     return mark_dropped(groups, contrast, wanted=wanted)
 

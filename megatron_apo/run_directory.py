@@ -66,7 +66,9 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _differences(saved: str, current: str) -> list[str]:
-    old, new = _flat(yaml.safe_load(saved)), _flat(yaml.safe_load(current))
+    # A setting that is younger than the run had its default then.
+    old = _flat(yaml.safe_load(dump_config(Config()))) | _flat(yaml.safe_load(saved))
+    new = _flat(yaml.safe_load(current))
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if not key.startswith(_MAY_DIFFER)]
 

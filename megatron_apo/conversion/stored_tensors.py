@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 import torch
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
+from megatron_apo import wording
 from megatron_apo.conversion.megatron_files import read_metadata, weight_tensors
 from megatron_apo.conversion.metadata_file import UnpicklingError
 from megatron_apo.conversion.raw_files import Origin
@@ -119,7 +120,7 @@ class StoredTensors:
             why = str(error).split("\n", 1)[0]
             raise ValueError(f"{self.directory / part.file}: {name} is damaged ({why}); copy it again") from error
         if not isinstance(about, torch.Tensor):
-            raise ValueError(f"{self.directory / part.file}: {name} is a {type(about).__name__} there; copy it again")
+            raise ValueError(f"{self.directory / part.file}: {name} is {wording.kind(about)} there; copy it again")
         numbers = torch.Size(part.sizes).numel()
         if about.dtype != self.dtypes[name] or about.numel() != numbers or not about.is_contiguous():
             raise ValueError(

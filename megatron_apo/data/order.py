@@ -6,7 +6,7 @@ import math
 import random
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 
 _UNITS = 1000  # weights count to a thousandth
@@ -51,32 +51,36 @@ class PromptStream:
         start = step * self._per_step
         return [self._index(at) for at in range(start, start + self._per_step)]
 
-    def spare(self, step: int) -> list[int]:
+    def spare(self, step: int) -> Iterator[int]:
         """The prompts that step ``step`` does not take, in an order of the step's own: what refills draw from.
 
-        Of several sources they come in the same proportions, until one has no more.
+        Of several sources they come in the same proportions, until one has no more. Nothing is made before the first
+        is asked for.
         """
         taken = self.indices(step)
         left = [self._spare_of(source, step, taken) for source in range(len(self._sizes))]
         if len(left) == 1:
-            return left[0]
-        spare: list[int] = []
-        at = (step + 1) * self._per_step
-        while any(left):
+            yield from left[0]
+            return
+        at, ended = (step + 1) * self._per_step, set[int]()
+        while len(ended) < len(left):
             source = self._round[at % len(self._round)]
-            if left[source]:
-                spare.append(left[source].pop(0))
+            index = next(left[source], None)
+            if index is None:
+                ended.add(source)
+            else:
+                yield index
             at += 1
-        return spare
 
-    def _spare_of(self, source: int, step: int, taken: Sequence[int]) -> list[int]:
+    def _spare_of(self, source: int, step: int, taken: Sequence[int]) -> Iterator[int]:
         first, size = self._first[source], self._sizes[source]
         last = next((index for index in reversed(taken) if first <= index < first + size), first)
-        order = [first + (last - first + 1 + place) % size for place in range(size)]
+        order: Iterable[int] = (first + (last - first + 1 + place) % size for place in range(size))
         if self._shuffle:
+            order = array("q", order)
             self._seeded(source, f"spare/{step}").shuffle(order)
         gone = set(taken)
-        return [index for index in order if index not in gone]
+        return (index for index in order if index not in gone)
 
     def _index(self, at: int) -> int:
         """The prompt at place ``at`` of the whole order."""

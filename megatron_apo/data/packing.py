@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -54,6 +55,62 @@ def build_microbatch(
     Raises ValueError for a prompt whose image tokens do not match its images.
     """
     chosen = [samples[i] for i in indices]
+    layout = _layout(chosen, align=align, sequence_multiple=sequence_multiple)
+    ids = _packed_ids(chosen, layout)
+    labels = np.zeros(layout.tokens, dtype=np.int64)
+    labels[:-1] = ids[1:]
+    labels[layout.ends - 1] = 0
+    response_mask = np.zeros(layout.tokens, dtype=bool)
+    response_mask[layout.predicting] = True
+
+    def per_token(name: str) -> torch.Tensor:
+        values = np.array([getattr(s, name) for s in chosen], dtype=np.float32)
+        return _spread(np.repeat(values, layout.response_lengths), layout).to(device)
+
+    position_ids_3T = _positions(chosen, layout, position_ids)
+    image_positions, image_features, unique = _place_images(chosen, layout.starts, vision_token_ids, spatial_merge_size)
+    pixels = torch.cat([pixel_values(image) for image in unique]).flatten(1) if unique and with_pixels else None
+    return Microbatch(
+        input_ids_T=torch.from_numpy(ids).to(device),
+        position_ids_3T=position_ids_3T.to(device),
+        labels_T=torch.from_numpy(labels).to(device),
+        response_mask_T=torch.from_numpy(response_mask).to(device),
+        cu_seqlens=torch.from_numpy(np.concatenate([[0], layout.ends]).astype(np.int32)).to(device),
+        max_seqlen=int(layout.lengths.max()),
+        sample_indices=tuple(indices),
+        advantages_T=per_token("advantage"),
+        policy_weights_T=per_token("policy_weight"),
+        kl_token_weights_T=per_token("kl_token_weight"),
+        kl_weights_T=per_token("kl_weight"),
+        rollout_logprobs_T=_rollout_logprobs(chosen, layout).to(device),
+        pixel_values_LC=None if pixels is None else pixels.to(device),
+        image_grids=tuple(image.grid_thw for image in unique),
+        image_positions_K=torch.from_numpy(image_positions).to(device) if unique else None,
+        image_features_K=torch.from_numpy(image_features).to(device) if unique else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where each sample's tokens lie; arrays are int64.
+
+    ``lengths``, ``starts`` and ``ends`` are of the packed sequences with their padding, and of a tail of padding at the
+    end where there is one; the others of the samples alone.
+    """
+
+    real_lengths: np.ndarray
+    response_lengths: np.ndarray
+    lengths: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    predicting: np.ndarray  # every place that predicts a token of a response
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths.sum())
+
+
+def _layout(chosen: Sequence[TrainingSample], *, align: int, sequence_multiple: int) -> _Layout:
     prompt_lengths = np.array([len(s.prompt_ids) for s in chosen], dtype=np.int64)
     response_lengths = np.array([len(s.response_ids) for s in chosen], dtype=np.int64)
     assert (prompt_lengths > 0).all(), "the first response token is predicted from the prompt's last"
@@ -61,61 +118,9 @@ def build_microbatch(
     lengths = packed_lengths(real_lengths, align=align, sequence_multiple=sequence_multiple)
     ends = np.cumsum(lengths)
     starts = ends - lengths
-    tokens = int(lengths.sum())
-    padding = int(lengths[len(chosen) :].sum())
-
-    ids = np.full(tokens, _PADDING_TOKEN, dtype=np.int64)
-    if chosen:
-        pieces = [piece for s in chosen for piece in (s.prompt_ids, s.response_ids)]
-        ids[_ranges(starts[: len(chosen)], real_lengths)] = np.concatenate(
-            [np.array(piece, dtype=np.int64) for piece in pieces]
-        )
-    labels = np.zeros(tokens, dtype=np.int64)
-    labels[:-1] = ids[1:]
-    labels[ends - 1] = 0
-
     # Token t predicts token t + 1: the prompt's last token up to the response's last but one.
-    real = len(chosen)
-    first_predicting = starts[:real] + prompt_lengths - 1
-    predicting = _ranges(first_predicting, response_lengths)
-    response_mask = np.zeros(tokens, dtype=bool)
-    response_mask[predicting] = True
-
-    def per_token(name: str) -> torch.Tensor:
-        values = np.array([getattr(s, name) for s in chosen], dtype=np.float32)
-        spread = np.zeros(tokens, dtype=np.float32)
-        spread[predicting] = np.repeat(values, response_lengths)
-        return torch.from_numpy(spread).to(device)
-
-    positions = [
-        functional.pad(position_ids(s), (0, int(length - s.length)))
-        for s, length in zip(chosen, lengths, strict=False)  # without the tail's
-    ]
-    if padding:
-        positions.append(torch.arange(padding).expand(3, padding))
-    position_ids_3T = torch.cat([p.to(torch.int64) for p in positions], dim=1)
-    assert position_ids_3T.shape == (3, tokens), (position_ids_3T.shape, tokens)
-
-    image_positions, image_features, unique = _place_images(chosen, starts, vision_token_ids, spatial_merge_size)
-    pixels = torch.cat([pixel_values(image) for image in unique]).flatten(1) if unique and with_pixels else None
-    return Microbatch(
-        input_ids_T=torch.from_numpy(ids).to(device),
-        position_ids_3T=position_ids_3T.to(device),
-        labels_T=torch.from_numpy(labels).to(device),
-        response_mask_T=torch.from_numpy(response_mask).to(device),
-        cu_seqlens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)).to(device),
-        max_seqlen=int(lengths.max()),
-        sample_indices=tuple(indices),
-        advantages_T=per_token("advantage"),
-        policy_weights_T=per_token("policy_weight"),
-        kl_token_weights_T=per_token("kl_token_weight"),
-        kl_weights_T=per_token("kl_weight"),
-        rollout_logprobs_T=_rollout_logprobs(chosen, predicting, response_lengths, tokens).to(device),
-        pixel_values_LC=None if pixels is None else pixels.to(device),
-        image_grids=tuple(image.grid_thw for image in unique),
-        image_positions_K=torch.from_numpy(image_positions).to(device) if unique else None,
-        image_features_K=torch.from_numpy(image_features).to(device) if unique else None,
-    )
+    predicting = _ranges(starts[: len(chosen)] + prompt_lengths - 1, response_lengths)
+    return _Layout(real_lengths, response_lengths, lengths, starts, ends, predicting)
 
 
 def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -124,19 +129,46 @@ def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.repeat(starts - before, counts) + np.arange(int(counts.sum()), dtype=np.int64)
 
 
-def _rollout_logprobs(
-    chosen: Sequence[TrainingSample], predicting: np.ndarray, response_lengths: np.ndarray, tokens: int
-) -> torch.Tensor:
-    """float32 [T]: each response token's log-probability at the position that predicts it; 0 where none is known."""
-    spread = np.zeros(tokens, dtype=np.float32)
+def _packed_ids(chosen: Sequence[TrainingSample], layout: _Layout) -> np.ndarray:
+    """int64 [T]"""
+    ids = np.full(layout.tokens, _PADDING_TOKEN, dtype=np.int64)
     if chosen:
-        values = []
-        for sample, length in zip(chosen, response_lengths, strict=True):
-            assert len(sample.rollout_logprobs) in (0, length), (len(sample.rollout_logprobs), length)
-            known = np.array(sample.rollout_logprobs, dtype=np.float32)
-            values.append(known if len(known) else np.zeros(length, dtype=np.float32))
-        spread[predicting] = np.concatenate(values)
+        pieces = [np.array(piece, dtype=np.int64) for s in chosen for piece in (s.prompt_ids, s.response_ids)]
+        ids[_ranges(layout.starts[: len(chosen)], layout.real_lengths)] = np.concatenate(pieces)
+    return ids
+
+
+def _positions(
+    chosen: Sequence[TrainingSample], layout: _Layout, position_ids: Callable[[TrainingSample], torch.Tensor]
+) -> torch.Tensor:
+    """int64 [3, T]; a sequence's padding has 0, the tail counts from 0."""
+    positions = [
+        functional.pad(position_ids(s), (0, int(length - s.length)))
+        for s, length in zip(chosen, layout.lengths, strict=False)  # without the tail's
+    ]
+    padding = int(layout.lengths[len(chosen) :].sum())
+    if padding:
+        positions.append(torch.arange(padding).expand(3, padding))
+    position_ids_3T = torch.cat([p.to(torch.int64) for p in positions], dim=1)
+    assert position_ids_3T.shape == (3, layout.tokens), (position_ids_3T.shape, layout.tokens)
+    return position_ids_3T
+
+
+def _spread(values: np.ndarray, layout: _Layout) -> torch.Tensor:
+    """float32 [T]: a value for each response token, at the place that predicts it; 0 elsewhere."""
+    spread = np.zeros(layout.tokens, dtype=np.float32)
+    spread[layout.predicting] = values
     return torch.from_numpy(spread)
+
+
+def _rollout_logprobs(chosen: Sequence[TrainingSample], layout: _Layout) -> torch.Tensor:
+    """float32 [T]: each response token's log-probability at the position that predicts it; 0 where none is known."""
+    values = [np.zeros(0, dtype=np.float32)]
+    for sample, length in zip(chosen, layout.response_lengths, strict=True):
+        assert len(sample.rollout_logprobs) in (0, length), (len(sample.rollout_logprobs), length)
+        known = np.array(sample.rollout_logprobs, dtype=np.float32)
+        values.append(known if len(known) else np.zeros(length, dtype=np.float32))
+    return _spread(np.concatenate(values), layout)
 
 
 def _place_images(

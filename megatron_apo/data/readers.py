@@ -16,8 +16,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from megatron_apo import wording
+
 MAX_ROW_BYTES = 16 * 1024 * 1024  # of a row in JSON; longer ones are refused, not read
 _CHUNK = 1024 * 1024
+# How files begin that are often taken for data, and what to do about each.
+_NOT_READ = {
+    b"\x1f\x8b": "compressed by gzip; decompress it",
+    b"BZh": "compressed by bzip2; decompress it",
+    b"\xfd7zXZ\x00": "compressed by xz; decompress it",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; decompress it",
+    b"PK\x03\x04": "a zip archive; unpack it",
+    codecs.BOM_UTF16_LE: "UTF-16 text; save it as UTF-8",
+    codecs.BOM_UTF16_BE: "UTF-16 text; save it as UTF-8",
+    b"ARROW1": "an Arrow file; give the directory that save_to_disk wrote, or write parquet",
+}
 _BATCH = 16  # rows of a columnar file that become Python values at a time
 
 
@@ -55,7 +68,8 @@ def data_files(path: Path) -> list[Path]:
     """The files that a data set consists of, in order; ValueError when there is none."""
     if not path.is_dir():
         if not path.is_file():
-            raise ValueError(f"{path}: cannot be read (no such file); check data.train/validation/test")
+            why = "no regular file: it can be read only once, or never ends; write it to one" if path.exists() else ""
+            raise ValueError(f"{path}: cannot be read ({why or 'no such file'}); check data.train/validation/test")
         return [path]
     if (path / "dataset_dict.json").is_file():
         raise ValueError(f"{path}: holds several splits; give one of them, such as {path / 'train'}")
@@ -98,6 +112,11 @@ def _kind(path: Path) -> str:
         ) from error
     if start[:4] == b"PAR1":
         return "parquet"
+    other = next((what for begins, what in _NOT_READ.items() if start.startswith(begins)), "")
+    if not other and path.suffix in (".csv", ".tsv") and start.lstrip()[:1] not in (b"{", b"["):
+        other = "CSV, whose columns hold no lists; write JSON lines or parquet"
+    if other:
+        raise ValueError(f"{path}: cannot be read (it is {other})")
     return "list" if path.suffix not in (".jsonl", ".ndjson") and start.lstrip()[:1] == b"[" else "lines"
 
 
@@ -122,7 +141,7 @@ def _parsed(text: bytes) -> dict[str, Any]:
             raise
         raise ValueError(f"a number of more than {sys.get_int_max_str_digits():,} digits; write it as text") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"a JSON object is expected, this is a {type(fields).__name__}")
+        raise ValueError(f"a JSON object is expected, this is {wording.kind(fields)}")
     return fields
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from megatron_apo.data.examiners import ImageExaminers
 from megatron_apo.data.prompts import PromptBuilder
-from megatron_apo.data.scan import CheckGold, PromptSet, Scan
+from megatron_apo.data.scan import CheckGold, PromptSet, Scan, SkippedRow
 from megatron_apo.observability.console import say
+from megatron_apo.wording import counted
 
 MANIFEST, SKIPPED = "data.json", "skipped_rows.jsonl"  # in a run's directory
 _MAX_REPORTED = 10
@@ -39,6 +40,8 @@ def read_data(
             check_gold,
             image_root=data.image_root if image_root is None else image_root,
             cache=data.cache,
+            format=data.format,
+            formats=data.formats,
             demonstrations=demonstrations,
             limit=limit,
         ).run(files)
@@ -48,7 +51,8 @@ def read_data(
             say(f"{setting}: {file.path}: nothing reads the keys {', '.join(sorted(file.unused))}")
     if prompts.skipped:
         rows = sum(file.rows for file in prompts.files)
-        say(f"{setting}: {len(prompts.skipped):,} of {rows:,} rows are skipped:\n{_listed(prompts)}")
+        are = "is" if len(prompts.skipped) == 1 else "are"
+        say(f"{setting}: {len(prompts.skipped):,} of {counted(rows, 'row', 'rows')} {are} skipped:\n{_listed(prompts)}")
     return prompts
 
 
@@ -59,7 +63,8 @@ def _judge(prompts: PromptSet, setting: str, max_bad_share: float) -> None:
         raise ValueError(f"{names}: holds no rows; expected rows with images, question and answer ({setting})")
     if bad > max_bad_share * rows:
         raise ValueError(
-            f"{names}: {bad:,} of {rows:,} rows are bad, more than data.max_bad_share={max_bad_share:g} allows "
+            f"{names}: {bad:,} of {counted(rows, 'row', 'rows')} {'is' if bad == 1 else 'are'} bad, more than "
+            f"data.max_bad_share={max_bad_share:g} allows "
             f"({setting}); correct or remove them, or raise it:\n{_listed(prompts)}"
         )
     if not len(prompts):
@@ -76,14 +81,18 @@ def _listed(prompts: PromptSet) -> str:
 def write_data_files(directory: Path, read: Mapping[str, PromptSet]) -> None:
     """Writes what each setting read into a run's directory: ``data.json`` and, if any, ``skipped_rows.jsonl``."""
     (directory / MANIFEST).write_text(json.dumps(_manifest(read), indent=2, ensure_ascii=False), encoding="utf-8")
-    skipped = [
-        json.dumps({"setting": setting, **asdict(row)}, ensure_ascii=False)
-        for setting, prompts in read.items()
-        for row in prompts.skipped
+    write_skipped(directory / SKIPPED, {setting: prompts.skipped for setting, prompts in read.items()})
+
+
+def write_skipped(path: Path, skipped: Mapping[str, Sequence[SkippedRow]]) -> None:
+    """A line for each skipped row, with the ``part`` of the data that it belongs to; without any there is no file."""
+    lines = [
+        json.dumps({"part": part, **asdict(row)}, ensure_ascii=False) + "\n"
+        for part, rows in skipped.items()
+        for row in rows
     ]
-    path = directory / SKIPPED
-    if skipped:
-        path.write_text("\n".join(skipped) + "\n", encoding="utf-8")
+    if lines:
+        path.write_text("".join(lines), encoding="utf-8")
     else:
         path.unlink(missing_ok=True)
 

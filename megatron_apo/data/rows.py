@@ -185,7 +185,11 @@ def _placed(chat: list[dict[str, Any]], beside: Sequence[Any]) -> tuple[list[Any
 
 def _id(fields: dict[str, Any], default: str) -> str:
     value = fields.get("id", default)
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else _text({"id": value}, "id")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"id={_short(value)}: must be text that is not empty, or a whole number")
+    return _checked(value, "id")
 
 
 def _choices(fields: dict[str, Any]) -> tuple[str, ...]:

@@ -8,14 +8,15 @@ the rows nor their ids have to fit into memory. A prompt is tokenised again when
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 from tqdm import tqdm
 
+from megatron_apo.data.benchmarks import row_of
 from megatron_apo.data.examiners import Examined
 from megatron_apo.data.image_files import CacheError, ImageFiles
 from megatron_apo.data.images import ExaminedImage
@@ -59,8 +60,8 @@ class _Draft:
     """A record on its way: what is left of it once its row is made."""
 
     place: str
-    id: str
-    unused: tuple[str, ...]
+    id: str = ""
+    unused: tuple[str, ...] = ()
     row: Row | None = None
     problem: str = ""
 
@@ -70,9 +71,10 @@ class Scan:
     """What is asked of every row.
 
     ``image_root``: images must lie under it; empty: the directory of the data file. ``cache``: where pictures that are
-    bytes become files. ``check_gold`` is given answer, question and choices, and raises ValueError where nothing can be
-    graded by them. ``examine`` reads and decodes pictures. ``demonstrations``: every row needs one. ``limit``: stop
-    after so many good rows; 0: read all.
+    bytes become files. ``format``: the published one that the files have (``data.benchmarks``), empty for our own rows;
+    ``formats``: by file, that of those which have another. ``check_gold`` is given answer, question and choices, and
+    raises ValueError, which names the answer, where nothing can be graded by them. ``examine`` reads and decodes
+    pictures. ``demonstrations``: every row needs one. ``limit``: stop after so many good rows; 0: read all.
     """
 
     builder: PromptBuilder
@@ -80,6 +82,8 @@ class Scan:
     check_gold: CheckGold
     image_root: str = ""
     cache: str = "data_cache"
+    format: str = ""
+    formats: Mapping[str, str] = field(default_factory=dict)
     demonstrations: bool = False
     limit: int = 0
 
@@ -93,7 +97,8 @@ class Scan:
             digest = sha256_of_data(path)
             root = self.image_root or (path if path.is_dir() else path.parent)
             before, read, unused = len(rows), 0, dict[str, None]()
-            drafts = self._drafts(path, ImageFiles(root, self.cache), name, several=len(files) > 1)
+            form = self.formats.get(file, self.format)
+            drafts = self._drafts(path, form, ImageFiles(root, self.cache), name, several=len(files) > 1)
             for draft in self._finished(drafts, rows):
                 read += 1
                 unused.update(dict.fromkeys(draft.unused))
@@ -104,15 +109,17 @@ class Scan:
             scanned.append(ScannedFile(file, digest, read, len(rows) - before, tuple(unused)))
         return PromptSet(self.builder, rows, tuple(scanned), tuple(skipped))
 
-    def _drafts(self, path: Path, images: ImageFiles, name: str, *, several: bool) -> Iterator[_Draft]:
+    def _drafts(self, path: Path, form: str, images: ImageFiles, name: str, *, several: bool) -> Iterator[_Draft]:
         """Every record of a file as far as it can be judged without its pictures."""
         bar = tqdm(desc=f"reading {path.name}", unit="row", delay=2, leave=False, disable=None)
         with bar:
             for record in read_records(path):
                 bar.update()
-                draft = _Draft(record.place, _id_of(record), tuple(unused_keys(record.fields)))
+                draft = _Draft(record.place, _id_of(record.fields))
                 try:
-                    draft.row = self._row(record, images, name, several)
+                    fields = _fields(record, form)
+                    draft.id, draft.unused = _id_of(fields), tuple(unused_keys(fields))
+                    draft.row = self._row(fields, record.number, images, name, several)
                 except ValueError as error:
                     draft.problem = str(error)
                 except CacheError as error:
@@ -134,21 +141,15 @@ class Scan:
                         draft.problem = str(error).removeprefix(f"row {draft.row.id!r}: ")
                 yield draft
 
-    def _row(self, record: Record, images: ImageFiles, name: str, several: bool) -> Row:
-        if record.problem:
-            raise ValueError(record.problem)
-        row = row_from(record.fields, default_id=str(record.number), image_path=images.path)
-        if several or "id" not in record.fields:
+    def _row(self, fields: dict[str, Any], number: int, images: ImageFiles, name: str, several: bool) -> Row:
+        row = row_from(fields, default_id=str(number), image_path=images.path)
+        if several or "id" not in fields:
             row = replace(row, id=f"{name}/{row.id}")
         if self.demonstrations:
             if not row.demonstration:
                 raise ValueError("demonstration is missing; supervised training needs one in every row")
             self.builder.response_ids(row.demonstration)
-        try:
-            self.check_gold(row.answer, row.question, row.choices)
-        except ValueError as error:
-            shown = repr(row.answer) if len(row.answer) <= 80 else f"{row.answer[:80]!r}…"
-            raise ValueError(f"answer={shown}: the grader cannot parse it ({error})") from error
+        self.check_gold(row.answer, row.question, row.choices)
         return row
 
 
@@ -213,6 +214,18 @@ def _names(files: Sequence[str]) -> list[str]:
     return names
 
 
-def _id_of(record: Record) -> str:
-    name = record.fields.get("id")
+def _fields(record: Record, form: str) -> dict[str, Any]:
+    """What a record says, by the keys of our rows; ValueError when it is none, or of another form than ``form``."""
+    if record.problem:
+        raise ValueError(record.problem)
+    if not form:
+        return record.fields
+    try:
+        return row_of(form, record.fields, record.number - 1)
+    except ValueError as error:
+        raise ValueError(f"data.format={form}: {error}") from error
+
+
+def _id_of(fields: dict[str, Any]) -> str:
+    name = fields.get("id")
     return str(name)[:200] if isinstance(name, str | int) and not isinstance(name, bool) else ""

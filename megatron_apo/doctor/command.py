@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from megatron_apo.config import Config
 from megatron_apo.data.examiners import ImageExaminers
 from megatron_apo.data.prompts import PromptBuilder
 from megatron_apo.data.readers import data_files, sha256_of_data
+from megatron_apo.data.reading import write_skipped
 from megatron_apo.data.scan import PromptSet, Scan
 from megatron_apo.doctor.arguments import MANIFEST, PAGE, SKIPPED
 from megatron_apo.doctor.manifest import write_manifest
@@ -38,8 +37,15 @@ def doctor(config: Config, training: Sequence[str], evaluation: Sequence[str], d
     with ImageExaminers(config.data.workers) as examiners:
 
         def read(files: Sequence[str], _part: str) -> PromptSet:
-            scan = Scan(builder, examiners, check_row, image_root=config.data.image_root, cache=config.data.cache)
-            return scan.run(files)
+            return Scan(
+                builder,
+                examiners,
+                check_row,
+                image_root=config.data.image_root,
+                cache=config.data.cache,
+                format=config.data.format,
+                formats=config.data.formats,
+            ).run(files)
 
         found = survey(builder, training, evaluation, read)
     for part in found.parts:
@@ -49,7 +55,7 @@ def doctor(config: Config, training: Sequence[str], evaluation: Sequence[str], d
         print(f"{_MARKS[finding.level]} {finding.text}")
     directory.mkdir(parents=True, exist_ok=True)
     write_page(directory / PAGE, found, config.data.max_bad_share)
-    _write_skipped(directory / SKIPPED, found)
+    write_skipped(directory / SKIPPED, {part.name: part.prompts.skipped for part in found.parts})
     write_manifest(directory / MANIFEST, _digests(found))
     print(f"\n{directory / PAGE}: the same with pictures")
     if any(part.prompts.skipped for part in found.parts):
@@ -73,18 +79,6 @@ def _table(part: Part) -> str:
         )
         lines.append(f"  {first}  {'  '.join(rest)}")
     return "\n".join([*lines, ""])
-
-
-def _write_skipped(path: Path, found: Survey) -> None:
-    lines = [
-        json.dumps({"part": part.name, **asdict(row)}, ensure_ascii=False) + "\n"
-        for part in found.parts
-        for row in part.prompts.skipped
-    ]
-    if lines:
-        path.write_text("".join(lines), encoding="utf-8")
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _digests(found: Survey) -> dict[str, str]:

@@ -59,6 +59,9 @@ def check(path: Path) -> None:
     changed, missing = [], []
     digests = read_manifest(path)
     for file, digest in tqdm(digests.items(), desc="comparing", unit="file", delay=2, leave=False, disable=None):
+        if os.path.exists(file) and not os.path.isfile(file):  # a pipe would be waited for
+            changed.append(file)
+            continue
         try:
             with open(file, "rb") as opened:
                 found = hashlib.file_digest(opened, "sha256").hexdigest()

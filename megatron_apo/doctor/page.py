@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from megatron_apo.observability.report_style import STYLE
 
 _SKIPPED_SHOWN = 200
 _BINS = 32
+_WIDEST_BAR = 60  # pixels
 _SIDE = 168  # pixels of a picture shown
 _TEXT_SHOWN = 600
 _LABELS = {"bad": "to mend", "look": "to look at", "good": "fine"}
@@ -82,32 +84,50 @@ def _part(part: Part) -> str:
 
 
 def _histogram(spread: Spread) -> str:
-    """Bars of equal width over the values, the count on top of the highest."""
+    """Bars over the values, which are whole numbers, the count on top of the highest; one bar where all are equal."""
     if not len(spread.values):
         return ""
     values = np.asarray(spread.values, dtype=np.float64)
     low, high = float(values.min()), float(values.max())
-    bins = int(min(_BINS, max(8, high - low + 1)))
-    counts, edges = np.histogram(values, bins=bins, range=(low, max(high + 1, low + bins)))
+    bins = int(min(_BINS, high - low + 1))
+    counts, edges = np.histogram(values, bins=bins, range=(low, high + 1))
     width, height, top = 480, 190, 24
     step = width / bins
+    bar = max(1.0, min(step - 2, _WIDEST_BAR))
+
+    def middle(place: int) -> float:
+        return (place + 0.5) * step
+
     bars = "".join(
-        f'<rect class="area c1" x="{place * step + 1:.1f}" y="{height - tall:.1f}" width="{max(1.0, step - 2):.1f}" '
-        f'height="{tall:.1f}"><title>{edges[place]:,.0f} to {edges[place + 1]:,.0f}: {count:,}</title></rect>'
+        f'<rect class="area c1" x="{middle(place) - bar / 2:.1f}" y="{height - tall:.1f}" width="{bar:.1f}" '
+        f'height="{tall:.1f}"><title>{_whole(edges[place], edges[place + 1])}: {count:,}</title></rect>'
         for place, count in enumerate(counts)
         if (tall := count / counts.max() * (height - top)) > 0
     )
+    # Where there are many bars, a number in the middle of the outer ones would be cut off.
+    outer = bar / 2 if bins >= 8 else 0.0
+    ticks = {0: (low, -outer, "start"), bins - 1: (high, outer, "end")}
+    if bins > 2:
+        ticks[bins // 2] = (math.ceil(edges[bins // 2]), 0.0, "middle")
     marks = "".join(
-        f'<text class="tick" x="{x:.0f}" y="{height + 16}" text-anchor="{anchor}">{value:,.0f}</text>'
-        for x, anchor, value in ((0, "start", low), (width / 2, "middle", (low + high) / 2), (width, "end", high))
+        f'<text class="tick" x="{middle(place) + shift:.0f}" y="{height + 16}" '
+        f'text-anchor="{anchor if outer else "middle"}">{value:,.0f}</text>'
+        for place, (value, shift, anchor) in ticks.items()
     )
-    middle = (counts.argmax() + 0.5) * step
-    peak = f'<text class="tick" x="{middle:.0f}" y="14" text-anchor="middle">{counts.max():,}</text>'
+    peak = (
+        f'<text class="tick" x="{middle(int(counts.argmax())):.0f}" y="14" text-anchor="middle">{counts.max():,}</text>'
+    )
     return (
         f'<figure class="chart"><figcaption>{spread.name}, rows</figcaption>'
         f'<svg viewBox="0 0 {width} {height + 22}" role="img">{bars}{peak}'
         f'<path class="grid" d="M0 {height}H{width}"/>{marks}</svg></figure>'
     )
+
+
+def _whole(start: float, end: float) -> str:
+    """The whole numbers from ``start`` to below ``end``."""
+    first, last = math.ceil(start), math.ceil(end) - 1
+    return f"{first:,}" if first == last else f"{first:,} to {last:,}"
 
 
 def _table(title: str, header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -15,13 +15,18 @@ from megatron_apo.data.prompts import PromptBuilder
 from megatron_apo.data.rows import Row
 from megatron_apo.data.scan import PromptSet
 from megatron_apo.doctor.fingerprints import EVALUATION, TRAINING, Fingerprints, Leak, Shared
+from megatron_apo.rewards.accuracy import is_plain_words
 
 SHOWN = 12  # sets of duplicates, leaks, examples of a trait: as many are named
+_PLAIN_SHOWN = 4  # gold answers in plain words that are named
 SAMPLES = 24  # rows shown with their pictures, evenly over the data
 
 # What a skipped row's reason says -> its kind, in the order of the table.
+_OTHER = "key missing or wrong"
 _KINDS = (
-    ("answer cannot be graded", re.compile(r"the grader cannot parse|^answer")),
+    ("record of another form than data.format", re.compile(r"^data\.format=")),
+    ("answer cannot be graded", re.compile(r"^answer")),
+    (_OTHER, re.compile(r"^image .*must be a file name")),
     ("prompt too long", re.compile(r"prompt tokens exceed")),
     ("places and pictures differ", re.compile(r"place\(s\) for images|<\|image_pad\|>")),
     ("picture outside the root", re.compile(r"outside|://|absolute|data:")),
@@ -34,7 +39,6 @@ _KINDS = (
     ("id repeated", re.compile(r"id is already taken")),
     ("row unreadable", re.compile(r"not valid JSON|UTF-8|a JSON object is expected|longer than")),
 )
-_OTHER = "key missing or wrong"
 
 
 @dataclass
@@ -55,6 +59,8 @@ class Part:
     answers: Counter[str] = field(default_factory=Counter)  # the first hundred thousand different ones
     files: dict[str, str] = field(default_factory=dict)  # path of a picture -> SHA-256
     samples: list[tuple[Row, list[ExaminedImage]]] = field(default_factory=list)
+    plain_words: int = 0  # gold answers that are neither a value nor an option
+    plain_examples: list[tuple[str, str]] = field(default_factory=list)  # row id and answer, of different answers
     duplicates: tuple[int, list[Shared]] = (0, [])
     contradictions: tuple[int, list[Shared]] = (0, [])
 
@@ -127,6 +133,11 @@ def _count(part: Part, builder: PromptBuilder, prints: Fingerprints) -> Part:
         part.categories[row.category] += 1
         if row.answer in part.answers or len(part.answers) < 100_000:
             part.answers[row.answer] += 1
+        if is_plain_words(row.answer, row.question, row.choices):
+            part.plain_words += 1
+            new = all(row.answer != shown for _, shown in part.plain_examples)
+            if new and len(part.plain_examples) < _PLAIN_SHOWN:
+                part.plain_examples.append((row.id, row.answer))
         for image in images:
             _count_image(part, builder, row, image)
         prints.add(part.name, row.id, _asked(row), [image.pixels_sha256 for image in images], row.answer)

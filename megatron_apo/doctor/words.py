@@ -9,6 +9,7 @@ import numpy as np
 
 from megatron_apo.data.traits import TRAITS
 from megatron_apo.doctor.survey import Part, Survey
+from megatron_apo.wording import counted
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ def facts(part: Part) -> list[tuple[str, str]]:
     """Counts of a part, with what becomes of such rows or pictures."""
     good = len(part.prompts)
     lines = [
-        ("rows", f"{part.rows:,} in {len(part.prompts.files)} file(s); {good:,} good"),
+        ("rows", f"{part.rows:,} in {counted(len(part.prompts.files), 'file', 'files')}; {good:,} good"),
         ("skipped", f"{len(part.prompts.skipped):,}"),
         *((f"  {kind}", f"{count:,}") for kind, count in part.reasons().most_common()),
-        ("images", f"{len(part.files):,} files, shown {sum(part.images):,} times"),
+        ("images", f"{counted(len(part.files), 'file', 'files')}, shown {counted(sum(part.images), 'time', 'times')}"),
         *((f"  {trait}", f"{count:,} ({TRAITS[trait]})") for trait, count in part.traits.most_common()),
     ]
     if part.shrunk:
@@ -89,18 +90,18 @@ def findings(survey: Survey, max_bad_share: float) -> list[Finding]:
     leakage = survey.leakage
     if leakage is not None:
         if leakage.rows[0]:
-            found.append(Finding("bad", f"leakage: {leakage.rows[0]:,} evaluation rows stand in the training data"))
+            rows = counted(leakage.rows[0], "evaluation row stands", "evaluation rows stand")
+            found.append(Finding("bad", f"leakage: {rows} in the training data"))
         if leakage.pictures[0] > leakage.rows[0]:
             more = leakage.pictures[0] - leakage.rows[0]
-            found.append(Finding("look", f"{more:,} further evaluation rows show a picture that training shows"))
-        rows, texts = leakage.questions
-        if rows:
-            found.append(
-                Finding(
-                    "look" if texts > 0.5 * rows else "good",
-                    f"{rows:,} evaluation rows ask in words that training uses too ({texts:,} different texts)",
-                )
-            )
+            rows = counted(more, "further evaluation row shows", "further evaluation rows show")
+            found.append(Finding("look", f"{rows} a picture that training shows"))
+        asking, texts = leakage.questions
+        if asking:
+            rows = counted(asking, "evaluation row asks", "evaluation rows ask")
+            different = counted(texts, "text", "different texts")
+            level = "look" if texts > 0.5 * asking else "good"
+            found.append(Finding(level, f"{rows} in words that training uses too ({different})"))
     if not any(finding.level != "good" for finding in found):
         found.insert(0, Finding("good", "nothing wrong was found"))
     return found
@@ -113,28 +114,28 @@ def _short(text: str) -> str:
 def _of_part(part: Part, max_bad_share: float) -> list[Finding]:
     found = []
     bad = len(part.prompts.skipped)
+    share = f"{part.name}: {bad:,} of {counted(part.rows, 'row', 'rows')} {'is' if bad == 1 else 'are'} bad"
     if not len(part.prompts):
-        found.append(Finding("bad", f"{part.name}: no row is good; training refuses to start"))
+        first = f" (the first: {part.prompts.skipped[0]})" if bad else ""
+        found.append(Finding("bad", f"{part.name}: no row is good; training refuses to start{first}"))
     elif bad > max_bad_share * part.rows:
-        found.append(
-            Finding(
-                "bad",
-                f"{part.name}: {bad:,} of {part.rows:,} rows are bad, more than data.max_bad_share={max_bad_share:g}: "
-                "training refuses to start",
-            )
-        )
+        limit = f"more than data.max_bad_share={max_bad_share:g}: training refuses to start"
+        found.append(Finding("bad", f"{share}, {limit}"))
     elif bad:
-        found.append(Finding("look", f"{part.name}: {bad:,} of {part.rows:,} rows are bad and will be skipped"))
+        found.append(Finding("look", f"{share} and will be skipped"))
     surplus, _ = part.duplicates
     if surplus:
-        found.append(Finding("look", f"{part.name}: {surplus:,} rows repeat an earlier one"))
+        found.append(Finding("look", f"{part.name}: {counted(surplus, 'row repeats', 'rows repeat')} an earlier one"))
     contradicting, _ = part.contradictions
     if contradicting:
-        found.append(
-            Finding(
-                "bad", f"{part.name}: {contradicting:,} rows ask the same of the same picture and want other answers"
-            )
-        )
+        asking = counted(contradicting, "row asks", "rows ask")
+        told = f"{part.name}: {asking} the same of the same picture and want other answers"
+        found.append(Finding("bad", told))
+    if part.plain_words:
+        answers = counted(part.plain_words, "gold answer is", "gold answers are")
+        some = ", ".join(f"{_short(answer)!r} of row {row}" for row, answer in part.plain_examples)
+        told = f"{part.name}: {answers} compared as plain words, so that no other wording is paid: {some}"
+        found.append(Finding("look", told + (" …" if part.plain_words > len(part.plain_examples) else "")))
     for file in part.prompts.files:
         if file.unused:
             found.append(Finding("look", f"{file.path}: nothing reads the keys {', '.join(sorted(file.unused))}"))

@@ -20,7 +20,7 @@ from megatron_apo.observability.console import say
 from megatron_apo.observability.evaluation_page import write_evaluation_page
 from megatron_apo.records import Prompt, RolloutGroup
 from megatron_apo.rewards.accuracy import check_row
-from megatron_apo.rewards.pool import RewardError, Scorer
+from megatron_apo.rewards.pool import RewardError, Scorer, check_user_rewards
 from megatron_apo.rollout.engine import RolloutEngine, SamplingSettings
 
 
@@ -77,6 +77,7 @@ def evaluate(config: Config, *, output: str | None) -> None:
     """
     if output is not None:
         check_place(output)
+    check_user_rewards(config.rewards)
     builder = PromptBuilder(config.model.path, config.data)
     prompts = _chosen(read_prompts(builder, config.data.test, config.data.image_root), config)
     if output is None:
@@ -114,6 +115,8 @@ def _answers(
     try:
         # An answer that cannot be graded must not lose the others: the share of errors is looked at in the end.
         with Scorer(replace(config.rewards, max_error_rate=1.0)) as scorer:
+            for reward in scorer.user_rewards:
+                say(f"reward {reward.source}: SHA-256 {reward.sha256}")
             told = False
             for groups in _draw(engine, prompts, config, done=done):
                 scored = scorer.score(groups)

@@ -11,6 +11,7 @@ import numpy as np
 
 from megatron_apo.evaluation.responses import AnsweredRow
 from megatron_apo.evaluation.scoring import Interval, bootstrap_interval
+from megatron_apo.wording import counted
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ def check_same_rows(names: Sequence[str], evaluations: Sequence[Sequence[Answere
     for name, rows in zip(names[1:], evaluations[1:], strict=True):
         ids = {row.id for row in rows}
         if ids != by_id.keys():
-            only = [f"{len(by_id.keys() - ids)} rows only in {first_name}", f"{len(ids - by_id.keys())} only in {name}"]
+            of_first, of_other = len(by_id.keys() - ids), len(ids - by_id.keys())
+            only = [f"{counted(of_first, 'row', 'rows')} only in {first_name}", f"{of_other} only in {name}"]
             example = min(by_id.keys() ^ ids)
             raise ValueError(
                 f"{first_name} and {name}: evaluations of different rows ({', '.join(only)}; for example {example!r}); "

@@ -10,7 +10,8 @@ from statistics import fmean, median
 
 import numpy as np
 
-from megatron_apo.evaluation.responses import AnsweredRow
+from megatron_apo.evaluation.responses import AnsweredRow, Response
+from megatron_apo.rewards.pool import REWARDS
 
 Interval = tuple[float, float]
 
@@ -22,8 +23,9 @@ class Evaluation:
     Intervals are 95 % bootstrap intervals over rows (``bootstrap_interval``). A response that could not be graded
     counts as not correct; ``grader_errors`` says how many there were. ``no_answer`` and ``truncated`` (cut off at
     ``sampling.max_tokens``) are shares of the responses. ``majority``: accuracy of the most frequent answer of each
-    row. ``pass_at_k`` is by k, ``by_category`` accuracy by category (empty when the rows have none). A mean length of
-    no response is None.
+    row. ``further_rewards``: the mean of each part beside accuracy and format (the user's, overlong), over the
+    responses that have it. ``pass_at_k`` is by k, ``by_category`` accuracy by category (empty when the rows have none).
+    A mean length of no response is None.
     """
 
     accuracy: float
@@ -46,6 +48,7 @@ class Evaluation:
     length_95: float | None = None  # 95 % of the responses are at most so long
     mean_length_correct: float | None = None
     mean_length_wrong: float | None = None  # of all that are not correct
+    further_rewards: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate_rows(rows: Sequence[AnsweredRow], *, seed: int = 0, resamples: int = 2000) -> Evaluation:
@@ -87,6 +90,7 @@ def evaluate_rows(rows: Sequence[AnsweredRow], *, seed: int = 0, resamples: int 
         length_95=float(np.quantile(lengths, 0.95, method="inverted_cdf")),
         mean_length_correct=_mean_or_none([one.tokens for one in responses if one.correct]),
         mean_length_wrong=_mean_or_none([one.tokens for one in responses if not one.correct]),
+        further_rewards=_further_rewards(responses),
     )
 
 
@@ -142,6 +146,15 @@ def accuracies_by_category(rows: Sequence[AnsweredRow]) -> dict[str, list[float]
         if row.category:
             by_category[row.category].append(row.accuracy)
     return dict(sorted(by_category.items()))
+
+
+def _further_rewards(responses: Sequence[Response]) -> dict[str, float]:
+    values: dict[str, list[float]] = defaultdict(list)
+    for response in responses:
+        for name, value in response.parts.items():
+            if name not in REWARDS:
+                values[name].append(value)
+    return {name: fmean(found) for name, found in values.items()}
 
 
 def _mean_or_none(values: Sequence[float]) -> float | None:

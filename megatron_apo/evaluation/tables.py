@@ -61,7 +61,12 @@ def detail_table(label: str, one: Evaluation) -> str:
     shares = (("format", one.format), ("no answer", one.no_answer), ("cut off", one.truncated))
     told = [f"{name} {share:.3f}" for name, share in shares]
     told.append(f"grader errors {one.grader_errors} of {one.responses}")
-    return f"{aligned(lines)}\nresponses: {', '.join(told)}\ntokens of a response: {_lengths(one)}"
+    rewards = ", ".join(f"{name} {value:.3f}" for name, value in one.further_rewards.items())
+    return (
+        f"{aligned(lines)}\nresponses: {', '.join(told)}\n"
+        + (f"further rewards, mean: {rewards}\n" if rewards else "")
+        + f"tokens of a response: {_lengths(one)}"
+    )
 
 
 def model_name(path: str | Path) -> str:

@@ -156,21 +156,17 @@ def token_objective(
     """
     if ref_logprobs_T is None and kl_coefficient != 0:
         raise ValueError(f"kl_coefficient={kl_coefficient}: needs ref_logprobs_T; set objective.kl.coefficient to 0")
-    zero = logprobs_T.new_zeros(())
     live = policy_weights_T != 0
-    logprobs = torch.where(live, logprobs_T, zero)
-    old_logprobs = torch.where(live, old_logprobs_T, zero)
-    advantages = torch.where(live, advantages_T, zero)
+    logprobs, old_logprobs = _where(live, logprobs_T), _where(live, old_logprobs_T)
+    advantages = _where(live, advantages_T)
     clip = {"clip_low": settings.clip_low, "clip_high": settings.clip_high}
     log_ratios = policy_log_ratios(logprobs, old_logprobs, importance=settings.importance, sequence_sums=sequence_sums)
     weights = policy_weights_T
     if settings.mismatch.correction != "none":
         if engine_logprobs_T is None or sequence_sums is None:
             raise ValueError("engine_logprobs_T, sequence_sums: settings.mismatch corrects nothing without them")
-        engine_logprobs = torch.where(live, engine_logprobs_T, zero)
-        ratios = mismatch_weights(
-            old_logprobs, engine_logprobs, level=settings.mismatch.level, sequence_sums=sequence_sums
-        )
+        engine_logprobs, level = _where(live, engine_logprobs_T), settings.mismatch.level
+        ratios = mismatch_weights(old_logprobs, engine_logprobs, level=level, sequence_sums=sequence_sums)
         weights = weights * corrected(ratios, settings.mismatch)
     policy_loss = _sum(weights, clipped_policy_loss(log_ratios, advantages, **clip))
     loss = policy_loss
@@ -182,17 +178,19 @@ def token_objective(
         metrics["policy/kl_old"] = _sum(mean_T, kl_divergence(logprobs, old_logprobs, estimator="k3"))
     if ref_logprobs_T is not None:
         live = kl_token_weights_T != 0
-        divergence = kl_divergence(
-            torch.where(live, logprobs_T, zero),
-            torch.where(live, ref_logprobs_T, zero),
-            estimator=settings.kl.estimator,
-        )
+        pair = _where(live, logprobs_T), _where(live, ref_logprobs_T)
+        divergence = kl_divergence(*pair, estimator=settings.kl.estimator)
         weighted = _sum(kl_token_weights_T * kl_weights_T, divergence)
         loss = loss + kl_coefficient * weighted
         metrics["kl/raw"] = _sum(kl_token_weights_T, divergence)
         metrics["kl/weighted"] = weighted
         metrics["loss/kl"] = kl_coefficient * weighted
     return TokenObjective(loss.to(logprobs_T.dtype), {name: value.detach() for name, value in metrics.items()})
+
+
+def _where(live_T: torch.Tensor, values_T: torch.Tensor) -> torch.Tensor:
+    """The values of live tokens, 0 elsewhere: in the gradient too, whatever the value (-inf, nan)."""
+    return torch.where(live_T, values_T, values_T.new_zeros(()))
 
 
 def _sum(weights_T: torch.Tensor, values_T: torch.Tensor) -> torch.Tensor:

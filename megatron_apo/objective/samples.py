@@ -151,19 +151,8 @@ def shape_step(
         if not chosen:
             batches.append(())
             continue
-        lengths = torch.tensor([len(groups[p].rollouts[g].token_ids) for p, g in chosen])
-        everyone = torch.ones(len(chosen), dtype=torch.bool)
-        policy = token_weights(
-            lengths,
-            everyone,
-            kind=settings.reduction,
-            constant_length=max_tokens,
-            microbatch_sequences=settings.microbatch_sequences,
-        )
-        kl = token_weights(lengths, everyone, kind=settings.kl.reduction)
         start = len(samples)
-        for (p, g), policy_weight, kl_token_weight in zip(chosen, policy.tolist(), kl.tolist(), strict=True):
-            samples.append(_sample(groups[p], g, shaping[p][g], policy_weight, kl_token_weight))
+        samples += _batch(groups, chosen, shaping, settings, max_tokens)
         batches.append(tuple(range(start, len(samples))))
     metrics = _metrics(shaped, valid)
     if penalties:  # which give nearly every group some variance: those whose answers earned the same are named too
@@ -172,6 +161,30 @@ def shape_step(
     if forbidden_token_ids:
         metrics["rollout/forbidden_tokens"] = float(sum(possible_G.count(False) for possible_G in possible_PG))
     return ShapedStep(tuple(samples), tuple(batches * epochs), shaping, metrics)
+
+
+def _batch(
+    groups: Sequence[RolloutGroup],
+    chosen: Sequence[tuple[int, int]],
+    shaping: Sequence[Sequence[dict[str, float]]],
+    settings: ObjectiveConfig,
+    max_tokens: int,
+) -> list[TrainingSample]:
+    """The samples of one update: ``chosen`` are (group, response); their reductions' weights are of these alone."""
+    lengths = torch.tensor([len(groups[p].rollouts[g].token_ids) for p, g in chosen])
+    everyone = torch.ones(len(chosen), dtype=torch.bool)
+    policy = token_weights(
+        lengths,
+        everyone,
+        kind=settings.reduction,
+        constant_length=max_tokens,
+        microbatch_sequences=settings.microbatch_sequences,
+    )
+    kl = token_weights(lengths, everyone, kind=settings.kl.reduction)
+    return [
+        _sample(groups[p], g, shaping[p][g], policy_weight, kl_token_weight)
+        for (p, g), policy_weight, kl_token_weight in zip(chosen, policy.tolist(), kl.tolist(), strict=True)
+    ]
 
 
 def _shaping(shaped: ShapedGroups) -> tuple[tuple[dict[str, float], ...], ...]:

@@ -22,6 +22,7 @@ from megatron_apo.observability.response_cards import (
     response_html,
     write_page,
 )
+from megatron_apo.wording import counted
 
 _BINS = 28
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 560, 200, 44, 26
@@ -37,8 +38,8 @@ def write_evaluation_page(directory: str | Path, *, output: str | Path | None = 
     model = model_name(settings["model"]["path"])
     body = [
         f"<h1>{html.escape(model)}</h1>",
-        f'<p class="soft">Evaluation on {html.escape(Path(settings["data"]["path"]).name)} · {result.rows} rows'
-        f" · {result.responses} responses</p>",
+        f'<p class="soft">Evaluation on {html.escape(Path(settings["data"]["path"]).name)}'
+        f" · {counted(result.rows, 'row', 'rows')} · {counted(result.responses, 'response', 'responses')}</p>",
         facts(settings),
         _tiles(result),
         _accuracies(result),
@@ -132,6 +133,7 @@ def _tiles(one: Evaluation) -> str:
         tiles.append((f"pass@{k}", percent(one.pass_at_k[k]), _interval_text(one.pass_at_k_intervals.get(k))))
     tiles.append(("In the format", percent(one.format), f"{percent(one.no_answer)} without an answer"))
     tiles.append(("Tokens", f"{one.mean_length:.1f}", f"mean; {percent(one.truncated)} cut off at the limit"))
+    tiles += [(html.escape(name), f"{mean:.3f}", "mean reward") for name, mean in one.further_rewards.items()]
     if one.grader_errors:
         tiles.append(("Grader errors", str(one.grader_errors), "counted as not correct"))
     return (

@@ -21,6 +21,7 @@ from megatron_apo.evaluation.tables import aligned
 from megatron_apo.observability.evaluation_page import categories_filter, category_tag, percent, shown_note
 from megatron_apo.observability.report_charts import interval_bar
 from megatron_apo.observability.response_cards import MOST_CARDS, Filter, card, filters, response_html, write_page
+from megatron_apo.wording import counted
 
 _SHOWN = (
     0.05  # p up to which a difference is coloured; of few rows the exact test says less than the bootstrap seems to
@@ -78,7 +79,8 @@ def write_comparison_page(evaluated: Sequence[Evaluated], output: str | Path) ->
     order = _telling_ids(by_id)
     body = [
         "<h1>Comparison of evaluations</h1>",
-        f'<p class="soft">{first.result.rows} rows, the same for all · {first.result.responses} responses each · '
+        f'<p class="soft">{counted(first.result.rows, "row", "rows")}, the same for all · '
+        f"{counted(first.result.responses, 'response', 'responses')} each · "
         f"differences are from {html.escape(first.name)}</p>",
         _differing_settings(evaluated),
         _overall(evaluated),

@@ -78,6 +78,12 @@ def check_row(gold: str, question: str, choices: Sequence[str]) -> None:
     check_gold(gold, options_of(question, choices))
 
 
+def is_plain_words(gold: str, question: str, choices: Sequence[str]) -> bool:
+    """Whether a row's gold answer is neither a value nor one of its options, and so paid in its own words alone."""
+    wanted = _read_gold(gold, tuple(options_of(question, choices)))
+    return not wanted.chosen and wanted.quantity is None
+
+
 def grade(answer: str, gold: str, options: Sequence[str] = (), tolerance: float = 0.0) -> Outcome:
     """ "correct" or "wrong" for an extracted answer; GraderError where the two cannot be compared.
 
@@ -110,8 +116,8 @@ def _read_gold(gold: str, options: tuple[str, ...]) -> Gold:
             return Gold(text, options)
         refusal = refusal or "neither a value, an option nor plain words"
     raise ValueError(
-        f"answer={gold[:80]!r}: the grader reads no number, formula, set, option letter or plain words in it "
-        f"({refusal}); correct the row, write a formula as LaTeX between $ signs, or remove the row"
+        f"answer={gold[:80]!r}{'…' * (len(gold) > 80)}: the grader reads no number, formula, set, option letter or "
+        f"plain words in it ({refusal}); correct the row, write a formula as LaTeX between $ signs, or remove the row"
     )
 
 

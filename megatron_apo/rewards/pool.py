@@ -16,10 +16,10 @@ from megatron_apo.rewards.format import format_reward
 from megatron_apo.rewards.grader_process import RewardError, worker_command
 from megatron_apo.rewards.guards import MAX_CHARACTERS
 from megatron_apo.rewards.overlong import OverlongPunishment
-from megatron_apo.rewards.process_pool import ProcessPool
-from megatron_apo.rewards.user_rewards import find_user_rewards
+from megatron_apo.rewards.process_pool import NotReadyError, ProcessPool
+from megatron_apo.rewards.user_rewards import UserReward, find_user_rewards
 
-__all__ = ["REWARDS", "Asked", "GraderPool", "RewardError", "Scorer", "Verdict"]
+__all__ = ["REWARDS", "Asked", "GraderPool", "RewardError", "Scorer", "Verdict", "check_user_rewards"]
 
 CACHE_ENTRIES = 65536
 
@@ -139,12 +139,8 @@ class Scorer:
             tolerance=config.tolerance,
             command=grader_command,
         )
-        self.user_rewards = find_user_rewards(config.user, taken=(*REWARDS, "overlong", "total", "grader_error"))
-        self._user_pool: ProcessPool | None = None
-        if self.user_rewards:
-            sources = [(reward.source, reward.sha256) for reward in self.user_rewards]
-            command = worker_command(config.timeout_seconds, config.memory_mib, sources)
-            self._user_pool = ProcessPool(command, config.workers, config.timeout_seconds)
+        self.user_rewards = _user_rewards(config)
+        self._user_pool = _user_pool(config, self.user_rewards) if self.user_rewards else None
 
     def score(self, groups: Sequence[RolloutGroup], earlier: Sequence[RolloutGroup] = ()) -> list[RolloutGroup]:
         """The same groups with ``scores`` filled, one per rollout, in order.
@@ -245,6 +241,35 @@ class Scorer:
                 f"rewards.max_error_rate={self._max_error_rate:g} allows; for example {errors[0]}. Look at that row; "
                 "raise rewards.timeout_seconds if the machine is slow"
             )
+
+
+def check_user_rewards(config: RewardConfig) -> None:
+    """Loads the functions of ``rewards.user`` once, in a process as they will run in.
+
+    ValueError for one that cannot be found or loaded: told before anything else is, not with the first responses.
+    """
+    rewards = _user_rewards(config)
+    if not rewards:
+        return
+    processes = _user_pool(config, rewards)
+    try:
+        processes.start()
+    except NotReadyError as error:
+        said, names = error.why, ", ".join(reward.source for reward in rewards)
+        named = said if said.startswith("rewards.user=") else f"rewards.user={names}: cannot be loaded; {said}"
+        raise ValueError(f"{named}; correct it, or leave it out. To see more: {error.command}") from error
+    finally:
+        processes.close()
+
+
+def _user_rewards(config: RewardConfig) -> list[UserReward]:
+    return find_user_rewards(config.user, taken=(*REWARDS, "overlong", "total", "grader_error"))
+
+
+def _user_pool(config: RewardConfig, rewards: Sequence[UserReward]) -> ProcessPool:
+    sources = [(reward.source, reward.sha256) for reward in rewards]
+    command = worker_command(config.timeout_seconds, config.memory_mib, sources)
+    return ProcessPool(command, config.workers, config.timeout_seconds)
 
 
 def _arguments(group: RolloutGroup, index: int, asked: Asked | None, verdict: Verdict) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import selectors
+import shlex
 import threading
 import time
 from collections import deque
@@ -17,6 +18,15 @@ FEW = 4  # requests that are not worth a further process
 Request = Mapping[str, Any]
 Reply = dict[str, Any]
 _Queue = deque[tuple[int, Request]]
+
+
+class NotReadyError(RewardError):
+    """A process could not be started: ``why``, and the ``command`` that shows more when it is run by hand."""
+
+    def __init__(self, why: str, command: Sequence[str]):
+        self.why = why
+        self.command = shlex.join(command)
+        super().__init__(f"a reward process is not ready: {why}; run it by hand to see more: {self.command}")
 
 
 class ProcessPool:
@@ -36,6 +46,14 @@ class ProcessPool:
         self._reserve: deque[GraderProcess] = deque()
         self._lost = False
         self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Waits until one process is ready; RewardError when none can be started."""
+        with self._lock:
+            if not self._active:
+                self._active.append(GraderProcess(self._command))
+            while not any(process.ready for process in self._active):
+                self._wait([], deque(), {})
 
     def run(self, requests: Sequence[Request]) -> list[Reply]:
         """The replies, in order; RewardError when no process can be started."""
@@ -134,9 +152,7 @@ class ProcessPool:
     ) -> None:
         """After a process was dropped: its first request gets the blame, the others wait again."""
         if not process.ready:
-            raise RewardError(
-                f"a reward process is not ready: {why}; run it by hand to see more: {' '.join(self._command)}"
-            )
+            raise NotReadyError(why, self._command)
         if process.pending:
             self._lost = True
             first, *others = process.pending

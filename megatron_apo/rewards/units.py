@@ -24,6 +24,7 @@ _TABLE: dict[str, tuple[str, str]] = {
     "ft foot feet": ("0.3048", "m"),
     "yd yard": ("0.9144", "m"),
     "mi mile": ("1609.344", "m"),
+    "nmi": ("1852", "m"),
     "ha hectare": ("10000", "m2"),
     "acre": ("4046.8564224", "m2"),
     "ml mL milliliter millilitre": ("1e-6", "m3"),
@@ -81,6 +82,9 @@ s than that the then these this those to too true under unless was were wrong ab
 divided equals equal sin cos tan cot sec csc log ln exp sqrt pi mod max min lim e i x y z
 """
 _NO_UNITS = frozenset(_STOP_WORDS.split())
+_TWO_WORDS = re.compile(
+    r"\bnautical\s+miles?\b", re.IGNORECASE
+)  # the only unit whose name is two words, and no product
 _ALONE = frozenset({"°", "%"})  # never part of another unit, nor written twice
 _PART = re.compile(
     r"(?P<word>°\s?[CF]\b|[A-Za-zμµΩω]+|[°%$€£¥])\s*(?:\^\s*\{?\s*(?P<power>[-−]?\d)\s*\}?)?|(?P<join>[/*·]|\\cdot|\s+)"
@@ -108,7 +112,7 @@ def parse_unit(text: str) -> Unit | None:
     factor, powers = Fraction(1), dict[str, int]()
     position, sign, next_power, last = 0, 1, 1, ""
     parts: list[str] = []
-    text = text.strip()
+    text = _TWO_WORDS.sub("nmi", text.strip())
     while position < len(text):
         part = _PART.match(text, position)
         if part is None:

@@ -12,6 +12,7 @@ import inspect
 import json
 import math
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,16 +83,27 @@ def load_user_reward(source: str, sha256: str) -> Callable[..., object]:
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != sha256:
         raise ValueError(f"rewards.user={source}: {file} has changed since the run began ({found}, was {sha256})")
-    function = getattr(_load(place, file), name, None)
+    try:
+        module = _load(place, file)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - another's code may raise anything as it is loaded
+        raise ValueError(f"rewards.user={source}: {file} cannot be loaded ({_told(error)})") from error
+    function = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f"rewards.user={source}: {file} has no function {name}")
-    parameters = inspect.signature(function).parameters.values()
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"rewards.user={source}: {name} does not tell its arguments ({error}); wrap it") from error
     wanted = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    unknown = [p.name for p in parameters if p.name in wanted - set(ARGUMENTS) and p.default is p.empty]
+    must = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    unknown = [p.name for p in must if p.name not in ARGUMENTS]
     if unknown:
         raise ValueError(
             f"rewards.user={source}: no such argument: {', '.join(unknown)}; known are {', '.join(ARGUMENTS)}"
         )
+    unnamed = [p.name for p in must if p.name not in wanted]
+    if unnamed:
+        raise ValueError(f"rewards.user={source}: {', '.join(unnamed)} must be given by name; remove the / behind it")
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return function
     return lambda **given: function(**{key: value for key, value in given.items() if key in wanted})
@@ -120,6 +132,12 @@ def _file_of(place: str, setting: str) -> Path:
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         raise ValueError(f"{setting}: no module {place} on the path; set PYTHONPATH, or give its file's path")
     return Path(spec.origin)
+
+
+def _told(error: BaseException) -> str:
+    """What another's code raised, and where."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error!s:.300}, {place.filename}, line {place.lineno}"
 
 
 def _load(place: str, file: Path) -> ModuleType:

@@ -123,7 +123,7 @@ def test_training_does_not_notice(root: Path) -> None:
 
 def test_rows_that_cannot_be_evaluated_are_refused(root: Path) -> None:
     (refused,), (nothing,) = answers(root / "refused"), answers(root / "nothing")
-    assert refused["status"] == 2 and "1 of 16 rows are bad" in refused["stderr"]
+    assert refused["status"] == 2 and "1 of 16 rows is bad" in refused["stderr"]
     assert "(data.validation)" in refused["stderr"] and "demonstration is missing; supervised" in refused["stderr"]
     assert nothing["status"] == 2 and "run.evaluate_every=1: needs data.validation" in nothing["stderr"]
     assert not (root / "refused" / "run").exists() and not (root / "nothing" / "run").exists()

@@ -54,9 +54,19 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no_answer": (["--data.train={root}/no_answer.jsonl"], r"line 3, row '\S+': answer is missing"),
     "bad_gold": (
         ["--data.train={root}/bad_gold.jsonl"],
-        r"line 3, row '\S+': answer='9\^9\^9\^9': the grader cannot parse",
+        r"line 3, row '\S+': answer='9\^9\^9\^9': the grader reads no number",
     ),
     "lost_image": (["--data.train={root}/lost_image.jsonl"], r"line 3, row '\S+': image 'absent.png' does not exist"),
+    "no_such_form": (["--data.format=clevr"], r"data.format=clevr: must be one of r1v_counting, r1v_geoqa, mmk12, or"),
+    "other_form": (["--data.format=mmk12"], r"line 1, row '\S+': data.format=mmk12: .*the record's keys are id, "),
+    "wrong_reward": (
+        ["--rewards.user={{{root}/own.py:even: 1.0}}", "--data.train={root}/no_answer.jsonl"],
+        r"rewards.user=.*own.py:even: .*own.py cannot be loaded \(ModuleNotFoundError: .*; correct it, or leave it out",
+    ),
+    "wrong_reward_evaluated": (
+        ["evaluate", "--rewards.user={{{root}/own.py:even: 1.0}}", "--data={root}/no_answer.jsonl"],
+        r"rewards.user=.*own.py:even: .*own.py cannot be loaded \(ModuleNotFoundError: .*; correct it, or leave it out",
+    ),
     "no_recording": (["--rollout.replay={root}"], r"rollout.replay=.*: no step_\*.jsonl there"),
     "taken": (
         ["--run.directory={root}/taken"],
@@ -71,7 +81,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "no_demonstration": (
         ["sft", "--data.train={root}/no_demonstration.jsonl"],
-        r"1 of 4 rows are bad.*line 3, row '\S+': demonstration is missing; supervised training needs one in every row",
+        r"1 of 4 rows is bad.*line 3, row '\S+': demonstration is missing; supervised training needs one in every row",
     ),
     "results_taken": (
         ["evaluate", "--data={root}/no_demonstration.jsonl", "--output={root}/good.yaml"],
@@ -113,6 +123,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, digits_tas
         spoil(records[2])
         (root / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
 
+    (root / "own.py").write_text("import no_such_module_at_all\n")
     rows("no_image", lambda row: row.pop("images"))
     rows("no_answer", lambda row: row.pop("answer"))
     rows("bad_gold", lambda row: row.update(answer="9^9^9^9"))
@@ -193,7 +204,7 @@ def test_the_terminal_shows_the_error_alone(root: Path) -> None:
     result = run("train", "--config", str(root / "good.yaml"), f"--data.train={root}/no_answer.jsonl")
     assert result.returncode == 2 and result.stdout == ""
     file = rf"{root}/no_answer\.jsonl"
-    expected = rf"error: {file}: 1 of 4 rows are bad, .*:\n  {file}: line 3, row '\S+': answer is missing\n"
+    expected = rf"error: {file}: 1 of 4 rows is bad, .*:\n  {file}: line 3, row '\S+': answer is missing\n"
     assert re.fullmatch(expected, result.stderr)
 
 

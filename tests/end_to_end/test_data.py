@@ -95,11 +95,11 @@ def test_what_was_skipped_is_on_record(root: Path) -> None:
     for run in ("two", "parts"):
         (skipped,) = (json.loads(line) for line in (root / run / "skipped_rows.jsonl").read_text().splitlines())
         assert skipped["file"].endswith("names.jsonl") and skipped["row"] == "line 4" and skipped["id"]
-        assert skipped["setting"] == "data.train" and skipped["reason"] == "answer is missing"
+        assert skipped["part"] == "data.train" and skipped["reason"] == "answer is missing"
     files = json.loads((root / "two" / "data.json").read_text())["data.train"]["files"]
     assert [(file["rows"], file["good"]) for file in files] == [(20, 20), (20, 19)]
     told = [answer["stderr"] for answer in answers(root / "ranks" / "two")]
-    assert ["1 of 40 rows are skipped" in text for text in told] == [True, False]  # the controller reads
+    assert ["1 of 40 rows is skipped" in text for text in told] == [True, False]  # the controller reads
 
 
 def test_a_run_does_not_go_on_with_other_data(root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from megatron_apo import cli
 from megatron_apo.cli import main
-from tests.unit.test_config import CONTRADICTIONS
+from tests.unit.test_config_checks import CONTRADICTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,6 +40,19 @@ def test_help_explains_and_is_quick() -> None:
     for word in ("train", "sft", "evaluate", "report", "--section.key=value", "torchrun"):
         assert word in result.stdout
     assert min(seconds) < 0.5, seconds
+
+
+@pytest.mark.parametrize("command", ["train", "sft", "evaluate", "doctor", "plan", "report"])
+def test_help_of_a_command_has_examples_of_its_own(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    printed = capsys.readouterr().out
+    examples = printed.partition("examples:")[2]
+    assert set(re.findall(r"-m megatron_apo (\w+)", examples)) == {command}
+    assert ("--section.key=value, the value" in examples) == (command not in ("plan", "report"))
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert set(re.findall(r"-m megatron_apo (\w+)", capsys.readouterr().out)) == set(cli._COMMANDS)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,23 @@ def test_a_check_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+def test_a_resumed_run_reads_its_data_as_before(tmp_path: Path) -> None:
+    claim(config_in(tmp_path / "a", "--data.format=r1v_counting"), resume=False)
+    with pytest.raises(ValueError, match="data.format: 'r1v_counting' -> ''; put"):
+        claim(config_in(tmp_path / "a"), resume=True)
+
+
+def test_a_setting_that_is_younger_than_the_run_had_its_default(tmp_path: Path) -> None:
+    saved = claim(config_in(tmp_path / "a"), resume=False).config
+    saved.write_text("".join(line for line in saved.read_text().splitlines(True) if "  format: ''" not in line))
+    assert "format:" not in saved.read_text().partition("rewards:")[0]
+    check_claim(config_in(tmp_path / "a"), resume=True)
+    with pytest.raises(ValueError, match="these differ: data.format: '' -> 'mmk12'; put"):
+        check_claim(config_in(tmp_path / "a", "--data.format=mmk12"), resume=True)
+    with pytest.raises(ValueError, match=r"these differ: data.formats.d.jsonl: None -> 'mmk12'; put"):
+        check_claim(config_in(tmp_path / "a", "--data.formats={d.jsonl: mmk12}"), resume=True)
+
+
 def test_resume_needs_a_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no run there to resume; leave --resume out"):
         claim(config_in(tmp_path / "a"), resume=True)

@@ -8,7 +8,7 @@ answered freely.
 
 The repository of MM-Eureka (github.com/ModalMinds/MM-EUREKA, bccddd7) evaluates on an earlier set of 500 free-form
 rows, ``eval/k12/k12.json``: {id, question, answer, image_path}, as ``eval/k12/evaluate_k12.py`` reads it. That one is
-read here on the real file.
+read here on the real file, pictures too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from megatron_apo.data.benchmarks.fields import picture, text, without_placeholder
 
 _LETTERS = "ABCDEFGH"
-_OPTION = re.compile(r"^\s*([A-H])\s*[.、．:：)]\s*(.+?)\s*$")
+_OPTION = re.compile(r"([A-H])\s*[.、．:：)]\s*(\S.*)")  # in a line without white space around it
 
 
 def row(record: Mapping[str, Any], place: int) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def row(record: Mapping[str, Any], place: int) -> dict[str, Any]:
     del place
     question = without_placeholder(text(record, "question"))
     answer = text(record, "answer")
-    image = text(record, "image_path") if "image_path" in record else picture(record.get("image"), "image")
+    image = text(record, "image_path") if "image_path" in record else picture(record, "image")
     subject = text(record, "subject") if "subject" in record else ""
     found = options(question)
     known = {"choices": found} if answer in tuple(_LETTERS[: len(found)]) else {}
@@ -44,7 +44,7 @@ def row(record: Mapping[str, Any], place: int) -> dict[str, Any]:
 
 def options(question: str) -> list[str]:
     """The options' texts, all different, where the question ends with a line for each letter from A on; else none."""
-    lines = [line for line in question.splitlines() if line.strip()]
+    lines = [line.strip() for line in question.splitlines() if line.strip()]
     found: list[str] = []
     for line in reversed(lines):
         match = _OPTION.match(line)

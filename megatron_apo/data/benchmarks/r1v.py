@@ -33,7 +33,7 @@ def counting_row(record: Mapping[str, Any], place: int) -> dict[str, Any]:
     """A row of counting; its category is how many objects there are."""
     row = _row(record, place, "counting")
     if not row["answer"].isdecimal():
-        raise ValueError(f"answer={row['answer']!r}: a count was expected; r1v_geoqa reads geometry")
+        raise ValueError(f"answer={row['answer']!r:.80}: a count was expected; r1v_geoqa reads geometry")
     return {**row, "category": f"{int(row['answer']):02d} objects"}
 
 
@@ -75,7 +75,7 @@ def _row(record: Mapping[str, Any], place: int, task: str) -> dict[str, Any]:
         }
     return {
         "id": f"{task}-train-{place}",
-        "images": [picture(record.get("image"), "image")],
+        "images": [picture(record, "image")],
         "question": without_placeholder(text(record, "problem")),
         "answer": answer_of(text(record, "solution")),
     }

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-_EXAMPLES = """\
-examples:
-  python -m megatron_apo.data.tasks digits   runs/largest  --question largest --level hard --train 8192
-  python -m megatron_apo.data.tasks counting runs/counting --train 8192 --shifted 512 --workers 8
-  python -m megatron_apo.data.tasks geometry runs/geometry --train 8192 --choices --demonstrations 512
-  python -m megatron_apo.data.tasks sheet    runs/counting counting.png --split test --rows 12
-
+_EXAMPLES = {
+    "digits": "digits   runs/largest  --question largest --level hard --train 8192",
+    "counting": "counting runs/counting --train 8192 --shifted 512 --workers 8",
+    "geometry": "geometry runs/geometry --train 8192 --choices --demonstrations 512",
+    "sheet": "sheet    runs/counting counting.png --split test --rows 12",
+}
+_WRITTEN = """
 A task is a directory: train.jsonl, validation.jsonl, test.jsonl, images/, task.json (how it was made, with a SHA-256
 of the files). The same arguments write the same rows; more rows leave the first ones as they are. Train on it with
 --data.train=DIRECTORY/train.jsonl and so on. docs/tasks.md shows the tasks and says what their levels are.
 """
+# What the tasks' functions call their arguments -> the option.
+_OPTIONS = {
+    "train_rows": "--train",
+    "validation_rows": "--validation",
+    "test_rows": "--test",
+    "demonstration_rows": "--demonstrations",
+    "shifted_rows": "--shifted",
+    "workers": "--workers",
+    "directory": "DIRECTORY",
+}
+_NAMED = re.compile(rf"\b({'|'.join(_OPTIONS)})=")
 # What a level of the sums is: the fewest and the most digits of a row.
 _DIGITS_OF_LEVEL = {"easy": (2, 2), "medium": (3, 3), "hard": (4, 5)}
 
@@ -29,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(_sheet(options) if options.command == "sheet" else _task(options))
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        said = _NAMED.sub(lambda found: f"{_OPTIONS[found[1]]}=", str(error))
+        print(f"error: {said}", file=sys.stderr)
         return 2
     except OSError as error:  # a place that cannot be written, a disk that is full
         print(f"error: {error.filename or options.command}: {error.strerror or error}", file=sys.stderr)
@@ -38,17 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    more: dict[str, Any] = {
-        "formatter_class": argparse.RawDescriptionHelpFormatter,
-        "epilog": _EXAMPLES,
-        "allow_abbrev": False,
-    }
+    more: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+
+    def epilog(*names: str) -> str:
+        lines = "".join(f"  python -m megatron_apo.data.tasks {_EXAMPLES[name]}\n" for name in names)
+        return f"{'examples' if len(names) > 1 else 'example'}:\n{lines}{'' if names == ('sheet',) else _WRITTEN}"
+
     description = "Writes a task that needs no download, or a contact sheet of one."
-    parser = argparse.ArgumentParser(prog="python -m megatron_apo.data.tasks", description=description, **more)
+    parser = argparse.ArgumentParser(
+        prog="python -m megatron_apo.data.tasks", description=description, epilog=epilog(*_EXAMPLES), **more
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def task(name: str, summary: str, levels: tuple[str, ...], default: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", **more)
+        described = f"{summary[0].upper()}{summary[1:]}."
+        added = commands.add_parser(name, help=summary, description=described, epilog=epilog(name), **more)
         added.add_argument("directory", metavar="DIRECTORY", help="where the task goes; the same one is left as it is")
         for split, count in (("train", 8192), ("validation", 512), ("test", 512)):
             said = f"{split} rows (default: %(default)s)"
@@ -74,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         said = "processes that draw (default: %(default)s); the rows are the same"
         added.add_argument("--workers", type=int, metavar="N", default=1, help=said)
 
-    sheet = commands.add_parser("sheet", help="write a contact sheet of a task", **more)
+    sheet = commands.add_parser("sheet", help="write a contact sheet of a task", epilog=epilog("sheet"), **more)
     sheet.add_argument("directories", nargs="+", metavar="DIRECTORY", help="the task, or several")
     sheet.add_argument("file", metavar="FILE", help="the sheet, a PNG")
     sheet.add_argument("--split", nargs="+", default=["test"], metavar="NAME", help="(default: test)")

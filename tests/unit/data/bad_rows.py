@@ -35,9 +35,9 @@ def _lines() -> list[tuple[bytes, str]]:
         *('{"id": "a"', '{"id": "a\nb"}'[:9], '{"id": "\\x"}', "// a comment", '{"id": }', "{]", "undefined"),
     ]
     cases = [(text.encode(), "not valid JSON") for text in texts]
+    kinds = {"a list": [1], "text": "text", "a whole number": 4, "null": None, "true or false": True, "a number": 1.5}
     cases += [
-        (json.dumps(value).encode(), f"a JSON object is expected, this is a {type(value).__name__}")
-        for value in ([1], "text", 4, None, True, 1.5)
+        (json.dumps(value).encode(), f"a JSON object is expected, this is {kind}") for kind, value in kinds.items()
     ]
     cases += [
         (b'{"id": "\xff\xfe"}', "is not UTF-8 text"),
@@ -56,7 +56,9 @@ def _fields() -> list[tuple[dict[str, Any], str]]:
     for key in ("question", "answer"):
         cases += [(row(**{key: value}), f"{key} is missing") for value in (_ABSENT, None)]
         cases += [(row(**{key: value}), f"{key}=") for value in wrong]
-    cases += [(row(id=value), "id=") for value in ("", " ", 1.5, True, [], {}, "a\0", "\ud800")]
+    told = "must be text that is not empty, or a whole number"
+    cases += [(row(id=value), f"id={value!r}: {told}") for value in ("", " ", 1.5, True, [], {})]
+    cases += [(row(id=value), "id=") for value in ("a\0", "\ud800")]
     cases += [(row(id="taken"), "this id is already taken by line 1; ids must be unique")]
     for key in ("demonstration", "category"):
         cases += [(row(**{key: value}), f"{key}=") for value in (4, 1.5, True, ["x"], {"x": 1}, "a\0", "\udfff")]
@@ -82,7 +84,7 @@ def _fields() -> list[tuple[dict[str, Any], str]]:
         kept = {key: value for key, value in GOOD.items() if key != ("answer" if typo[0] == "a" else "question")}
         cases.append(({**kept, typo: "x"}, f"unknown key {typo!r}; did you mean"))
     cases += [(row(**{typo: "x"}), f"unknown key {typo!r}") for typo in ("demonstraton", "catgory", "choises")]
-    cases += [(row(answer=f"unparsable {n}"), "the grader cannot parse it (no number in it)") for n in range(3)]
+    cases += [(row(answer=f"unparsable {n}"), f"answer='unparsable {n}': no number in it") for n in range(3)]
     tokens = ("<|im_end|>", "<|im_start|>", "<|image_pad|>", "<|vision_start|>", "<|video_pad|>", "<|endoftext|>")
     cases += [(row(question=f"How {token} many?"), f"its text contains {token}") for token in tokens]
     cases += [(row(question="long " * 3000), "prompt tokens exceed data.max_prompt_tokens=")]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 
 import pytest
 
@@ -29,16 +31,56 @@ def test_refills_draw_from_what_a_step_does_not_take() -> None:
     for step in range(5):
         assert sorted({*stream.indices(step), *stream.spare(step)}) == list(range(7))
         assert not set(stream.indices(step)) & set(stream.spare(step))
-        assert stream.spare(step) == PromptStream(7, 3, seed=3).spare(step)
+        assert list(stream.spare(step)) == list(PromptStream(7, 3, seed=3).spare(step))
     assert len({tuple(PromptStream(9, 1, seed=3).spare(step)) for step in range(5)}) == 5
-    assert PromptStream(5, 2, seed=0, shuffle=False).spare(1) == [4, 0, 1]
-    assert PromptStream(2, 5, seed=0).spare(0) == []
+    assert list(PromptStream(5, 2, seed=0, shuffle=False).spare(1)) == [4, 0, 1]
+    assert list(PromptStream(2, 5, seed=0).spare(0)) == []
 
 
 def test_the_order_of_a_seed_stays_what_it_was() -> None:
     """A run that is resumed after an update of this package goes on in its order."""
     stream = PromptStream(7, 3, seed=0)
-    assert stream.indices(0) == [0, 6, 1] and stream.indices(2) == [2, 2, 0] and stream.spare(1) == [1, 6, 0, 2]
+    assert stream.indices(0) == [0, 6, 1] and stream.indices(2) == [2, 2, 0] and list(stream.spare(1)) == [1, 6, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("seed", "sizes", "weights", "shuffle"),
+    [(4, (40, 9, 3), (3, 1, 0.5), True), (4, (40, 9, 3), (3, 1, 0.5), False), (9, (31,), (), True)],
+)
+def test_what_is_left_comes_as_it_did_in_a_list(
+    seed: int, sizes: Sequence[int], weights: Sequence[float], shuffle: bool
+) -> None:
+    """The order written out: all prompts of a source shuffled, the taken ones left out, the sources in turn."""
+    stream = PromptStream(sizes, 4, seed=seed, shuffle=shuffle, weights=weights)
+    for step in range(12):
+        taken, left, first = stream.indices(step), [], 0
+        for source, size in enumerate(sizes):
+            last = next((index for index in reversed(taken) if first <= index < first + size), first)
+            order = [first + (last - first + 1 + place) % size for place in range(size)]
+            if shuffle:
+                name = f"{seed}/source {source}/spare/{step}" if source else f"{seed}/spare/{step}"
+                random.Random(name).shuffle(order)
+            left.append([index for index in order if index not in taken])
+            first += size
+        spare, at = [], (step + 1) * 4
+        while any(left):
+            source = stream._round[at % len(stream._round)]
+            if left[source]:
+                spare.append(left[source].pop(0))
+            at += 1
+        assert list(stream.spare(step)) == spare
+
+
+def test_what_is_left_is_not_made_before_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = PromptStream(1_000_000, 4, seed=0)
+    stream.indices(0)
+    monkeypatch.setattr(random.Random, "shuffle", None)
+    left = stream.spare(0)
+    with pytest.raises(TypeError):
+        next(left)
+    unshuffled = PromptStream(10**12, 4, seed=0, shuffle=False)
+    monkeypatch.setattr(unshuffled, "indices", lambda step: [0, 1, 2, 3])
+    assert list(islice(unshuffled.spare(0), 3)) == [4, 5, 6]
 
 
 def test_files_without_weights_are_one() -> None:
@@ -86,16 +128,16 @@ def test_a_resumed_order_is_that_of_the_whole_run() -> None:
 
     whole = stream()
     order = [whole.indices(step) for step in range(60)]
-    spare = [whole.spare(step) for step in range(60)]
+    spare = [list(whole.spare(step)) for step in range(60)]
     for step in (0, 1, 17, 59):
-        assert stream().indices(step) == order[step] and stream().spare(step) == spare[step]
+        assert stream().indices(step) == order[step] and list(stream().spare(step)) == spare[step]
     assert PromptStream((50, 7, 31), 6, seed=8, weights=(5, 1, 2)).indices(0) != order[0]
 
 
 def test_refills_keep_the_weights() -> None:
     stream = PromptStream((40, 40), 8, seed=4, weights=(3, 1))
     for step in range(10):
-        taken, spare = stream.indices(step), stream.spare(step)
+        taken, spare = stream.indices(step), list(stream.spare(step))
         assert sorted({*taken, *spare}) == list(range(80)) and not set(taken) & set(spare)
         assert len(set(spare)) == len(spare)
         assert sum(index < 40 for index in spare[:24]) == 18

@@ -19,7 +19,7 @@ from tests.unit.data.bad_rows import GOOD, bad_rows
 
 def check_gold(answer: str, question: str, choices: tuple[str, ...]) -> None:
     if answer.startswith("unparsable"):
-        raise ValueError("no number in it")
+        raise ValueError(f"answer={answer!r}: no number in it")
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +295,7 @@ def test_the_share_of_bad_rows(builder: PromptBuilder, tmp_path: Path, capsys: p
     assert "data.train: 2 of 11 rows are skipped" in shown and "line 11, row 'x'" in shown and "keys source" in shown
     write_data_files(tmp_path, {"data.train": found})
     told = [json.loads(line) for line in (tmp_path / "skipped_rows.jsonl").read_text().splitlines()]
-    assert [(row["setting"], row["row"], row["id"]) for row in told] == [
+    assert [(row["part"], row["row"], row["id"]) for row in told] == [
         ("data.train", "line 10", ""),
         ("data.train", "line 11", "x"),
     ]

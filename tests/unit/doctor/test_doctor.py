@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import re
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,10 @@ from PIL import Image, ImageDraw
 
 from megatron_apo.cli import main
 from megatron_apo.doctor.arguments import MANIFEST, PAGE, SKIPPED
-from megatron_apo.doctor.manifest import read_manifest, write_manifest
+from megatron_apo.doctor.manifest import ManifestError, check, read_manifest, write_manifest
+from megatron_apo.doctor.page import _histogram
 from megatron_apo.doctor.survey import kind_of
+from megatron_apo.doctor.words import Spread
 
 TURNED = Image.Exif()
 TURNED[0x0112] = 6
@@ -32,7 +37,7 @@ def picture(seed: int, width: int = 56, height: int = 56) -> Image.Image:
     return image
 
 
-def row(id: str, image: str, question: str = "How many discs?", answer: str = "6", **more: Any) -> dict[str, Any]:
+def row(id: str, image: Any, question: str = "How many discs?", answer: str = "6", **more: Any) -> dict[str, Any]:
     return {"id": id, "images": [image], "question": question, "answer": answer, **more}
 
 
@@ -63,6 +68,9 @@ def data(tmp_path: Path) -> Path:
             row("repeated", "0 again.bmp", "HOW  many discs?"),
             row("contradicting", "1.png", answer="7"),
             row("<script>alert(1)</script>", "2.png", "<img src=x onerror=alert(1)>"),
+            row("words", "palette.png", "How much?", "a lot"),
+            row("nameless", ""),
+            row("numbered", 17),
             row("broken", "broken.jpg"),
             row("gone", "gone.png"),
             row("outside", "../secret.png"),
@@ -92,21 +100,22 @@ def test_everything_is_found(tiny_policy: Path, data: Path, capsys: pytest.Captu
     printed = capsys.readouterr()
     said = [" ".join(line.split()) for line in printed.out.splitlines()]
     for line in (
-        "rows 20 in 1 file(s); 14 good",
-        "skipped 6",
-        "images 12 files, shown 14 times",
+        "rows 23 in 1 file; 15 good",
+        "skipped 8",
+        "images 12 files, shown 15 times",
         "EXIF rotation 1 (turned upright)",
         "16-bit 1 (scaled to 8 bits)",
         "CMYK 1 (converted to RGB)",
         "palette 2 (converted to RGB)",
         "transparency 1 (composed on white)",
         "animated 1 (the first frame is taken)",
-        "✗ training: 6 of 20 rows are bad, more than data.max_bad_share=0.01: training refuses to start",
-        "! training: 1 rows repeat an earlier one",
+        "✗ training: 8 of 23 rows are bad, more than data.max_bad_share=0.01: training refuses to start",
+        "! training: 1 row repeats an earlier one",
         "✗ training: 2 rows ask the same of the same picture and want other answers",
-        "✗ leakage: 1 evaluation rows stand in the training data",
-        "! 1 further evaluation rows show a picture that training shows",
-        "✓ 2 evaluation rows ask in words that training uses too (1 different texts)",
+        "! training: 1 gold answer is compared as plain words, so that no other wording is paid: 'a lot' of row words",
+        "✗ leakage: 1 evaluation row stands in the training data",
+        "! 1 further evaluation row shows a picture that training shows",
+        "✓ 2 evaluation rows ask in words that training uses too (1 text)",
     ):
         assert line in said, printed.out
     assert "training refuses to start" in printed.err and "leakage" in printed.err
@@ -115,12 +124,14 @@ def test_everything_is_found(tiny_policy: Path, data: Path, capsys: pytest.Captu
     assert "5.png: exists already and is no directory" in capsys.readouterr().err
     skipped = [json.loads(line) for line in (data / "found" / SKIPPED).read_text().splitlines()]
     assert [(one["row"], one["id"], kind_of(one["reason"])) for one in skipped] == [
-        ("line 15", "broken", "picture damaged or of another kind"),
-        ("line 16", "gone", "picture missing"),
-        ("line 17", "outside", "picture outside the root"),
-        ("line 18", "gold", "answer cannot be graded"),
-        ("line 19", "wide", "prompt too long"),
-        ("line 20", "keyless", "key missing or wrong"),
+        ("line 16", "nameless", "key missing or wrong"),
+        ("line 17", "numbered", "key missing or wrong"),
+        ("line 18", "broken", "picture damaged or of another kind"),
+        ("line 19", "gone", "picture missing"),
+        ("line 20", "outside", "picture outside the root"),
+        ("line 21", "gold", "answer cannot be graded"),
+        ("line 22", "wide", "prompt too long"),
+        ("line 23", "keyless", "key missing or wrong"),
     ]
 
 
@@ -147,9 +158,65 @@ def test_the_page_shows_rows_and_runs_nothing_of_them(tiny_policy: Path, data: P
     doctor(tiny_policy, data)
     page = Page((data / "found" / PAGE).read_text())
     assert page.tags["script"] == 0
-    assert page.tags["img"] == 14 + 3 and all(source.startswith("data:image/") for source in page.sources)
+    assert page.tags["img"] == 15 + 3 and all(source.startswith("data:image/") for source in page.sources)
     assert "<script>alert(1)</script>" in page.text and "<img src=x onerror=alert(1)>" in page.text
     assert page.tags["rect"] >= 4
+
+
+@pytest.mark.parametrize(
+    ("values", "bars", "ticks"),
+    [
+        ([54] * 9, [("54", 9)], ["9", "54"]),
+        ([54, 55, 55], [("54", 1), ("55", 2)], ["2", "54", "55"]),
+        ([3, 4, 4, 6], [("3", 1), ("4", 2), ("6", 1)], ["2", "3", "6", "5"]),
+        (range(64), [(f"{2 * k} to {2 * k + 1}", 2) for k in range(32)], ["2", "0", "63", "32"]),
+    ],
+)
+def test_histograms_of_few_and_many_values(
+    values: Sequence[int], bars: list[tuple[str, int]], ticks: list[str]
+) -> None:
+    drawn = _histogram(Spread("prompt tokens", values))
+    assert re.findall("<title>([^<]*): ([^<]*)</title>", drawn) == [(name, str(count)) for name, count in bars]
+    assert re.findall('class="tick"[^>]*>(.*?)<', drawn) == ticks
+    places = [(float(x), float(width)) for x, width in re.findall('<rect[^>]* x="([^"]*)"[^>]* width="([^"]*)"', drawn)]
+    assert all(x >= 0 and x + width <= 480 and width <= 60 for x, width in places)
+    if len(bars) == 1:
+        assert places[0][0] + places[0][1] / 2 == 240  # in the middle, as its number is
+    assert _histogram(Spread("prompt tokens", [])) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("rows.csv", b"id,question\n1,How many?\n", "it is CSV, whose columns hold no lists; write JSON lines"),
+        ("rows.jsonl", b"\x1f\x8b\x08\x00rest", "it is compressed by gzip; decompress it"),
+        ("rows.jsonl.zst", b"\x28\xb5\x2f\xfdrest", "it is compressed by zstd"),
+        ("rows.json", '{"id": "1"}'.encode("utf-16"), "it is UTF-16 text; save it as UTF-8"),
+        ("rows.arrow", b"ARROW1\0\0", "it is an Arrow file; give the directory"),
+        ("rows.txt", b"How many?\n", "no row is good; training refuses to start (the first: "),
+        ("pipe", None, "no regular file: it can be read only once, or never ends; write it to one"),
+    ],
+)
+def test_a_file_that_is_no_data_is_told_with_the_reason(
+    name: str, content: bytes | None, said: str, tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    assert main(["doctor", str(path), f"--model={tiny_policy}", f"--output={tmp_path / 'found'}"]) in (2, 3)
+    printed = capsys.readouterr()
+    assert f"{path}" in printed.err + printed.out and said in printed.err
+    if "no row is good" in said:
+        assert "line 1: not valid JSON" in printed.out
+
+
+def test_a_pipe_in_a_manifest_is_a_changed_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "sums").write_text(f"{'0' * 64}  a.png\n")
+    with pytest.raises(ManifestError, match="of 1 files 1 changed"):
+        check(tmp_path / "sums")
 
 
 def test_a_silently_changed_file_is_found(tiny_policy: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -164,6 +165,30 @@ def test_too_many_grader_errors_end_it_with_everything_written(
         evaluate(config, output=str(tmp_path / "errors"))
     assert read_results(tmp_path / "errors").grader_errors == ROWS * SAMPLES
     assert capsys.readouterr().err.count("RuntimeError: for a reason") == 1
+
+
+def test_rewards_of_the_users_are_shown_with_their_file(
+    tiny_policy: Path, digits_task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own.py"
+    own.write_text("def even(row_id, tokens):\n    return 0.25 + tokens - tokens\n")
+    words = [f"--rewards.user={{{own}:even: 0.5}}", "--evaluation.limit=2", "--rewards.workers=1"]
+    evaluate(settings(tiny_policy, digits_task, *words), output=str(tmp_path / "kept"))
+    printed = capsys.readouterr()
+    assert "further rewards, mean: even 0.250" in printed.out
+    assert f"reward {own}:even: SHA-256 {hashlib.sha256(own.read_bytes()).hexdigest()}" in printed.err
+    assert '<div class="name">even</div><div class="value">0.250</div>' in (tmp_path / "kept/report.html").read_text()
+    assert read_results(tmp_path / "kept").further_rewards == {"even": 0.25}
+
+
+def test_a_wrong_reward_of_the_users_is_told_before_anything_is_read(
+    tiny_policy: Path, digits_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megatron_apo.evaluation.evaluate.read_prompts", None)
+    own = tmp_path / "own.py"
+    own.write_text("import no_such_module_at_all\n")
+    with pytest.raises(ValueError, match="own.py:even: .* cannot be loaded"):
+        evaluate(settings(tiny_policy, digits_task, f"--rewards.user={{{own}:even: 0.5}}"), output=None)
 
 
 def test_two_evaluations_side_by_side(whole: Path, tiny_policy: Path, digits_task: Path, tmp_path: Path) -> None:

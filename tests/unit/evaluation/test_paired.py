@@ -67,7 +67,7 @@ def with_image(one: AnsweredRow, digest: str) -> AnsweredRow:
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        ([row("a", "c")], r"one and two: evaluations of different rows \(1 rows only in one, 0 only in two; .*'b'"),
+        ([row("a", "c")], r"one and two: evaluations of different rows \(1 row only in one, 0 only in two; .*'b'"),
         ([row("a", "c"), row("b", "c"), row("z", "c")], "0 rows only in one, 1 only in two; for example 'z'"),
         ([row("a", "c"), dataclasses.replace(row("b", "c"), gold="14")], "row 'b' has another gold, '13' and '14'"),
         ([row("a", "c"), row("b", "c", category="sum")], "row 'b' has another category"),

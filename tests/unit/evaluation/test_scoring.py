@@ -42,6 +42,17 @@ def test_evaluation_by_hand() -> None:
     assert result.pass_at_k_intervals[1] == result.accuracy_interval
 
 
+def test_further_rewards_are_means_over_the_responses_that_have_them() -> None:
+    rows = [row("a", "cw"), row("b", "ce")]
+    for values, one in zip(((1.0, 2.0), (6.0, None)), rows, strict=True):
+        for value, response in zip(values, one.responses, strict=True):
+            if value is not None:
+                response.parts["brevity"] = value
+    result = evaluate_rows(rows)
+    assert result.further_rewards == {"brevity": pytest.approx(3.0)}
+    assert evaluate_rows([row("a", "cw")]).further_rewards == {}
+
+
 def test_bootstrap_is_seeded_and_close_to_the_normal_interval() -> None:
     values = [1.0] * 60 + [0.0] * 40
     assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)

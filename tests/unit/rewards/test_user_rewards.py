@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from megatron_apo.config import RewardConfig
 from megatron_apo.records import RolloutGroup
-from megatron_apo.rewards.pool import RewardError, Scorer
+from megatron_apo.rewards.pool import RewardError, Scorer, check_user_rewards
 from megatron_apo.rewards.user_rewards import find_user_rewards, load_user_reward, record_user_rewards
 from tests.unit.rewards.test_pool import group, response
 
@@ -134,3 +135,38 @@ def test_an_unknown_argument_or_function_is_refused_when_the_process_starts(file
         score(file, {"wants_more": 1.0}, "13")
     with pytest.raises(RewardError, match=r"not ready: .* has no function absent"):
         score(file, {"absent": 1.0}, "13")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "f",
+            "import no_such_module_at_all",
+            r"cannot be loaded \(ModuleNotFoundError: No module named 'no_such.*line 1",
+        ),
+        ("f", "def f(response:\n", r"cannot be loaded \(SyntaxError"),
+        ("f", "int('x')", r"cannot be loaded \(ValueError: invalid literal"),
+        ("f", "raise SystemExit(3)", r"cannot be loaded \(SystemExit: 3"),
+        ("f", "import os; os._exit(7)", r"cannot be loaded; the process ended \(exit code 7\)"),
+        ("absent", "", "has no function absent"),
+        ("f", "f = 4", "has no function f"),
+        ("f", "from math import hypot as f", "does not tell its arguments"),
+        ("f", "def f(response, colour): ...", "no such argument: colour; known are response"),
+        ("f", "def f(response, gold, /): ...", "response, gold must be given by name"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told_at_the_start(name: str, content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"^rewards\.user={path}:{name}: .*{message}.*; correct it, or leave it out"):
+        check_user_rewards(RewardConfig(user={f"{path}:{name}": 1.0}))
+
+
+def test_what_can_be_loaded_passes_and_is_not_loaded_here(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "user_reward_my_rewards", raising=False)
+    check_user_rewards(RewardConfig())
+    check_user_rewards(RewardConfig(user={f"{file}:brevity": 1.0, f"{file}:everything": 0.0}))
+    assert "user_reward_my_rewards" not in sys.modules
+    with pytest.raises(ValueError, match=r"rewards\.user=gone\.py:f: no file gone\.py; give its path"):
+        check_user_rewards(RewardConfig(user={"gone.py:f": 1.0}))

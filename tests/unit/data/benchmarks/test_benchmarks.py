@@ -158,6 +158,8 @@ def test_the_bad_record_is_named() -> None:
         ("12πcm^{2}", r"$12\pi$ cm^2", r"12\pi", "12"),
         ("3cm²", "3 cm^2", "3", "2"),
         ("2cm^2^", "2 cm^2", "2", "3"),
+        ("6√{3}海里", r"$6\sqrt{3}$ nautical miles", r"6\sqrt{3}", "6"),
+        ("40海里", "40 nautical miles", "40 nmi", "40 miles"),
         ("π", r"$\pi$", r"\pi", "3"),
         ("5平方米", "5 m^2", "5", "2"),
         (r"\frac{2}{3}", r"$\frac{2}{3}$", "2/3", "2"),

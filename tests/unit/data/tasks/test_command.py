@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +83,13 @@ def test_what_cannot_be_is_one_message(tmp_path: Path, capsys: pytest.CaptureFix
     taken = tmp_path / "taken"
     taken.touch()
     for arguments, message in (
-        (["counting", str(tmp_path / "x"), "--train", "0"], "train_rows=0: must be at least 1"),
-        (["geometry", str(tmp_path / "x"), "--workers", "0"], "workers=0: must be at least 1"),
+        (["counting", str(tmp_path / "x"), "--train", "0"], "error: --train=0: must be at least 1"),
+        (["geometry", str(tmp_path / "x"), "--workers", "0"], "error: --workers=0: must be at least 1"),
+        (["counting", str(tmp_path / "x"), *SMALL, "--shifted", "-1"], "error: --shifted=-1: must be 0 or more"),
+        (
+            ["digits", str(tmp_path / "x"), *SMALL, "--demonstrations", "5"],
+            "error: --demonstrations=5: must be from 0 to --train=3",
+        ),
         (["sheet", str(tmp_path / "x"), "out.png"], "does not exist; give a task's directory"),
         (["digits", str(taken / "x"), *SMALL], "Not a directory"),
         (["sheet", str(tmp_path / "x"), "out.png", "--width", "2"], "--width=2: must be at least 56"),
@@ -94,6 +100,10 @@ def test_what_cannot_be_is_one_message(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as stopped:
         main(["--help"])
     assert stopped.value.code == 0 and "python -m megatron_apo.data.tasks counting" in capsys.readouterr().out
+    for task in ("digits", "counting", "geometry", "sheet"):
+        with pytest.raises(SystemExit):
+            main([task, "--help"])
+        assert re.findall(r"-m megatron_apo\.data\.tasks (\w+) +runs", capsys.readouterr().out) == [task]
 
 
 def test_a_changed_byte_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
