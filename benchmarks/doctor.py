@@ -3,7 +3,8 @@
     python benchmarks/doctor.py --model DIRECTORY [--rows 10000] [--directory DIR] [--workers 2]
 
 Each row has a picture and a question of its own: a crop of scikit-learn's two sample photographs, enlarged to 640 x 480
-and saved as JPEG, and its number. ``--directory`` keeps them for the next time. Exit status 1 above two minutes for 10,000 rows.
+and saved as JPEG, and its number. ``--directory`` keeps them for the next time. Exit status 1 above two minutes for
+10,000 rows.
 """
 
 from __future__ import annotations

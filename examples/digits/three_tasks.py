@@ -4,7 +4,7 @@
 
 ``--directory`` is a finished quickstart. Its held-out digits are there; counting, its shifted test and geometry are
 drawn. Every evaluation is one of ``python -m megatron_apo evaluate``, printed before it runs, and leaves its responses
-and its page in ``--directory``/three_tasks; the tables go to three_tasks/tables.md. What is finished is not drawn again.
+and its page in ``--directory``/three_tasks; the tables go to three_tasks/tables.md. What is finished is not done again.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ def command(*words: object) -> None:
 def draw_tasks(directory: Path, target: Path, rows: int) -> dict[str, Path]:
     """Draws what is not there yet; the held-out file of each task."""
     few = ["--train", 1, "--validation", 1, "--test", rows, "--workers", 2]
-    command("megatron_apo.data.tasks", "counting", target / "counting", *few, "--shifted", rows)
-    command("megatron_apo.data.tasks", "geometry", target / "geometry", *few)
+    drawn = target / "tasks"  # apart from the evaluations: a task is refused when anything stands beside its files
+    command("megatron_apo.data.tasks", "counting", drawn / "counting", *few, "--shifted", rows)
+    command("megatron_apo.data.tasks", "geometry", drawn / "geometry", *few)
     return {
         "digits": directory / "task" / "test.jsonl",
-        "counting": target / "counting" / "test.jsonl",
-        "counting_shifted": target / "counting" / "shifted.jsonl",
-        "geometry": target / "geometry" / "test.jsonl",
+        "counting": drawn / "counting" / "test.jsonl",
+        "counting_shifted": drawn / "counting" / "shifted.jsonl",
+        "geometry": drawn / "geometry" / "test.jsonl",
     }
 
 
