@@ -18,7 +18,7 @@ from megatron_apo.evaluation.paired import (
 from megatron_apo.evaluation.responses import AnsweredRow
 from megatron_apo.evaluation.scoring import Evaluation
 from megatron_apo.evaluation.tables import aligned
-from megatron_apo.observability.evaluation_page import categories_filter, category_tag, percent, shown_note
+from megatron_apo.observability.evaluation_page import categories_filter, category_tag, data_name, percent, shown_note
 from megatron_apo.observability.report_charts import interval_bar
 from megatron_apo.observability.response_cards import MOST_CARDS, Filter, card, filters, response_html, write_page
 
@@ -78,8 +78,8 @@ def write_comparison_page(evaluated: Sequence[Evaluated], output: str | Path) ->
     order = _telling_ids(by_id)
     body = [
         "<h1>Comparison of evaluations</h1>",
-        f'<p class="soft">{first.result.rows} rows, the same for all · {first.result.responses} responses each · '
-        f"differences are from {html.escape(first.name)}</p>",
+        f'<p class="soft">{first.result.rows} rows of {html.escape(data_name(first.settings))}, the same for all · '
+        f"{first.result.responses} responses each · differences are from {html.escape(first.name)}</p>",
         _differing_settings(evaluated),
         _overall(evaluated),
         *(_by_category(first, other) for other in others),
