@@ -22,7 +22,7 @@ p { margin:0 0 12px } .soft, .note { color:var(--soft) } .note { font-size:13px;
 .facts li { background:var(--card); border:1px solid var(--line); border-radius:999px; padding:2px 12px;
   font-size:13px }
 .facts b { font-weight:600 } .facts span { color:var(--soft) }
-.tiles { display:grid; grid-template-columns:repeat(auto-fit,minmax(210px,1fr)); gap:14px }
+.tiles { display:grid; grid-template-columns:repeat(auto-fit,minmax(160px,1fr)); gap:14px }
 .tile, .chart, .sample, .panel { background:var(--card); border:1px solid var(--line); border-radius:12px }
 .tile { padding:14px 18px } .tile .name { color:var(--soft); font-size:13px }
 .tile .value { font-size:28px; font-weight:650; letter-spacing:-.02em; font-variant-numeric:tabular-nums }
