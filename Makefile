@@ -17,10 +17,11 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint env eval-env properties layout-properties loss-properties hostile-answers clean-env
+.PHONY: help quickstart three-tasks test lint env eval-env properties layout-properties loss-properties hostile-answers clean-env
 
 help:
 	@echo "make quickstart   make the environment, then train a small Qwen2.5-VL to read handwriting, on a CPU"
+	@echo "make three-tasks  afterwards: its policy before and after APO on digits, counting and geometry, with pages"
 	@echo "make test         make the environment, then ruff, mypy and the tests"
 	@echo "make lint         ruff and mypy alone"
 	@echo "make env          the environment alone (in $(VENV); about 4 GB)"
@@ -53,6 +54,9 @@ eval-env: requirements/eval-environment.txt
 
 quickstart: $(READY)
 	@$(BIN)/python examples/digits/quickstart.py
+
+three-tasks: $(READY)
+	@$(BIN)/python examples/digits/three_tasks.py
 
 lint: $(READY)
 	@$(BIN)/ruff check .

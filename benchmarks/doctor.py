@@ -2,8 +2,9 @@
 
     python benchmarks/doctor.py --model DIRECTORY [--rows 10000] [--directory DIR] [--workers 2]
 
-Each row has a picture of its own: a crop of scikit-learn's two sample photographs, enlarged to 640 x 480 and saved as
-JPEG. ``--directory`` keeps them for the next time. Exit status 1 above two minutes for 10,000 rows.
+Each row has a picture and a question of its own: a crop of scikit-learn's two sample photographs, enlarged to 640 x 480
+and saved as JPEG, and its number. ``--directory`` keeps them for the next time. Exit status 1 above two minutes for
+10,000 rows.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def make_rows(directory: Path, rows: int) -> Path:
         x, y = dice.randrange(photograph.width - 320), dice.randrange(photograph.height - 240)
         name = f"{number}.jpg"
         photograph.crop((x, y, x + 320, y + 240)).resize((640, 480)).save(directory / name, quality=85)
-        row = {"images": [name], "question": f"What is at place {number % 97}?", "answer": str(number % 10)}
+        row = {"images": [name], "question": f"What is at place {number}?", "answer": str(number % 10)}
         lines.append(json.dumps(row) + "\n")
     path.write_text("".join(lines))
     return path

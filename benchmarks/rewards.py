@@ -1,6 +1,6 @@
 """Grading speed: 1,024 responses through the grader processes, beside math-verify called in a bare loop.
 
-    python -m benchmarks.rewards [--responses 1024] [--workers 2] [--only ordinary,guarded,hanging]
+    python benchmarks/rewards.py [--responses 1024] [--workers 2] [--only ordinary,guarded,hanging]
 
 ``ordinary``: answers as models give them, all different, right and wrong. ``guarded``: half of them hostile (those of
 tests/properties/hostile.py). ``hanging``: half of them keep a reward busy for ever, so that each costs the time limit
@@ -19,10 +19,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from megatron_apo.config import RewardConfig
-from megatron_apo.records import Prompt, Rollout, RolloutGroup
-from megatron_apo.rewards.pool import Scorer
-from tests.properties.hostile import HOSTILE, mutations
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from megatron_apo.config import RewardConfig  # noqa: E402
+from megatron_apo.records import Prompt, Rollout, RolloutGroup  # noqa: E402
+from megatron_apo.rewards.pool import Scorer  # noqa: E402
+from tests.properties.hostile import HOSTILE, mutations  # noqa: E402
 
 GROUP = 8
 SPIN = """

@@ -38,7 +38,7 @@ def write_evaluation_page(directory: str | Path, *, output: str | Path | None = 
     model = model_name(settings["model"]["path"])
     body = [
         f"<h1>{html.escape(model)}</h1>",
-        f'<p class="soft">Evaluation on {html.escape(Path(settings["data"]["path"]).name)}'
+        f'<p class="soft">Evaluation on {html.escape(data_name(settings))}'
         f" · {counted(result.rows, 'row', 'rows')} · {counted(result.responses, 'response', 'responses')}</p>",
         facts(settings),
         _tiles(result),
@@ -68,6 +68,11 @@ def facts(settings: Mapping[str, Any]) -> str:
     }
     items = "".join(f"<li><span>{key}</span> <b>{html.escape(str(value))}</b></li>" for key, value in told.items())
     return f'<ul class="facts">{items}</ul>'
+
+
+def data_name(settings: Mapping[str, Any]) -> str:
+    """The data file with its directory: that of a task, where every task has a ``test.jsonl``."""
+    return "/".join(Path(settings["data"]["path"]).parts[-2:])
 
 
 def percent(share: float) -> str:

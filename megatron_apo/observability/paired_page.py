@@ -18,7 +18,7 @@ from megatron_apo.evaluation.paired import (
 from megatron_apo.evaluation.responses import AnsweredRow
 from megatron_apo.evaluation.scoring import Evaluation
 from megatron_apo.evaluation.tables import aligned
-from megatron_apo.observability.evaluation_page import categories_filter, category_tag, percent, shown_note
+from megatron_apo.observability.evaluation_page import categories_filter, category_tag, data_name, percent, shown_note
 from megatron_apo.observability.report_charts import interval_bar
 from megatron_apo.observability.response_cards import MOST_CARDS, Filter, card, filters, response_html, write_page
 from megatron_apo.wording import counted
@@ -79,7 +79,8 @@ def write_comparison_page(evaluated: Sequence[Evaluated], output: str | Path) ->
     order = _telling_ids(by_id)
     body = [
         "<h1>Comparison of evaluations</h1>",
-        f'<p class="soft">{counted(first.result.rows, "row", "rows")}, the same for all · '
+        f'<p class="soft">{counted(first.result.rows, "row", "rows")} of '
+        f"{html.escape(data_name(first.settings))}, the same for all · "
         f"{counted(first.result.responses, 'response', 'responses')} each · "
         f"differences are from {html.escape(first.name)}</p>",
         _differing_settings(evaluated),

@@ -22,7 +22,7 @@ p { margin:0 0 12px } .soft, .note { color:var(--soft) } .note { font-size:13px;
 .facts li { background:var(--card); border:1px solid var(--line); border-radius:999px; padding:2px 12px;
   font-size:13px }
 .facts b { font-weight:600 } .facts span { color:var(--soft) }
-.tiles { display:grid; grid-template-columns:repeat(auto-fit,minmax(210px,1fr)); gap:14px }
+.tiles { display:grid; grid-template-columns:repeat(auto-fit,minmax(160px,1fr)); gap:14px }
 .tile, .chart, .sample, .panel { background:var(--card); border:1px solid var(--line); border-radius:12px }
 .tile { padding:14px 18px } .tile .name { color:var(--soft); font-size:13px }
 .tile .value { font-size:28px; font-weight:650; letter-spacing:-.02em; font-variant-numeric:tabular-nums }
@@ -33,7 +33,7 @@ p { margin:0 0 12px } .soft, .note { color:var(--soft) } .note { font-size:13px;
 table { border-collapse:collapse; width:100%; font-variant-numeric:tabular-nums }
 th, td { text-align:right; padding:9px 10px; border-bottom:1px solid var(--line); white-space:nowrap }
 th:first-child, td:first-child { text-align:left } th { color:var(--soft); font-weight:500; font-size:13px }
-tr:last-child td { border-bottom:0 } td.bar { width:34%; min-width:200px }
+tr:last-child td { border-bottom:0 } td.bar { width:34%; min-width:150px }
 .charts { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr)); gap:16px; margin-top:14px }
 .chart { margin:0; padding:14px 16px 10px; position:relative } .chart.wide { grid-column:1/-1 }
 figcaption { font-weight:600 } .legend { display:flex; flex-wrap:wrap; gap:2px 14px; font-size:13px; color:var(--soft);

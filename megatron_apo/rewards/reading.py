@@ -90,6 +90,7 @@ _RATIO = re.compile(
 )
 _MULTIPLES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 _MULTIPLE = re.compile(rf"({'|'.join(_MULTIPLES)})s?(?![A-Za-z])", re.IGNORECASE)
+_DIVIDED = re.compile(r"\d[^\w$]*\$[^\w$]*\d")  # "1$3": a parser that drops the sign would read 13
 _MONEY = re.compile(r"(?P<sign>-?)\s*(?:\\?(?P<money>[$€£¥]))\s*(?=[\d.])")
 
 # A sentence around the answer: "The sum is 13", "Answer: 13". No digit may stand before the value.
@@ -132,6 +133,8 @@ def read_quantity(text: str) -> Quantity | None:
     formula = unwrapped(text).translate(_CHARACTERS)
     if formula.count("$") % 2 == 0:
         formula = re.sub(r"(?<!\\)\$", " ", formula)
+    elif _DIVIDED.search(formula):
+        return None
     for pattern, replacement in _REWRITES:
         formula = pattern.sub(replacement, formula)
     formula = unwrapped(formula).rstrip(" .,;").strip().removeprefix("=").strip()

@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from megatron_apo.rewards.pool import Asked, GraderPool
 from tests.properties.hostile import GOLDS, HOSTILE, mutations
@@ -41,19 +43,40 @@ RESPONSES: list[tuple[str, str, str, str]] = [
 ]
 
 
-def sweep(answers: Sequence[str], golds: Sequence[str], *, may_be_right: bool = False) -> list[str]:
+@dataclass
+class Tally:
+    """What a sweep saw: verdicts by outcome, what was paid (answer, gold answer), and the answer that took longest for
+    all gold answers together."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    paid: list[tuple[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+    slowest: str = ""
+
+
+def sweep(
+    answers: Sequence[str], golds: Sequence[str], *, may_be_right: bool = False, tally: Tally | None = None
+) -> list[str]:
     """Grades every answer against every gold answer in one process; a line for each that is not as it should be."""
     pool = GraderPool(1, LIMIT_SECONDS)
     pool.grade([Asked("1", "1")])
+    tally = Tally() if tally is None else tally
     wrong = []
     for answer in answers:
         asked = [Asked(answer, gold) for gold in golds]
         started = time.perf_counter()
-        for item, verdict in pool.grade(asked).items():
+        verdicts = pool.grade(asked)
+        seconds = time.perf_counter() - started
+        for item, verdict in verdicts.items():
+            tally.outcomes[verdict.outcome] += 1
+            if verdict.outcome == "correct":
+                tally.paid.append((item.answer, item.gold))
             paid = verdict.outcome == "correct" and not may_be_right
             if verdict.outcome == "grader_error" or paid:
                 wrong.append(f"{verdict.outcome} {verdict.detail}: {item.answer[:80]!r} for {item.gold!r}")
-        if time.perf_counter() - started > LIMIT_SECONDS * len(golds):
+        if seconds > tally.seconds:
+            tally.seconds, tally.slowest = seconds, answer
+        if seconds > LIMIT_SECONDS * len(golds):
             wrong.append(f"slow: {answer[:80]!r}")
     pool.close()
     return wrong
@@ -83,9 +106,15 @@ def main() -> None:
         print(table())
         return
     answers = [answer for group in HOSTILE.values() for answer in group]
-    findings = sweep(answers, GOLDS)
-    findings += sweep(mutations(arguments.mutations, arguments.seed), GOLDS, may_be_right=True)
+    listed, mutated = Tally(), Tally()
+    findings = sweep(answers, GOLDS, tally=listed)
+    findings += sweep(mutations(arguments.mutations, arguments.seed), GOLDS, may_be_right=True, tally=mutated)
     print("\n".join(findings))
+    for name, tally in (("listed", listed), ("mutations", mutated)):
+        told = ", ".join(f"{count} {outcome}" for outcome, count in tally.outcomes.most_common())
+        print(f"{name}: {told}; slowest {tally.seconds:.2f} s for all gold answers: {tally.slowest[:80]!r}")
+        for answer, gold in tally.paid:
+            print(f"  paid: {answer[:80]!r} for {gold!r}")
     print(
         f"{len(answers)} hostile answers and {arguments.mutations} mutations (seed {arguments.seed}), each for "
         f"{len(GOLDS)} gold answers: {len(findings)} findings"

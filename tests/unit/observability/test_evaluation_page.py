@@ -134,6 +134,13 @@ def test_a_hostile_response_is_shown_and_does_nothing(rows: list[AnsweredRow], t
     assert "default-src 'none'" in policy and "unsafe-inline'; script" in policy and "'unsafe-eval'" not in policy
 
 
+def test_the_task_of_the_rows_is_named(rows: list[AnsweredRow], tmp_path: Path) -> None:
+    """Every task calls its file test.jsonl."""
+    found = [kept(tmp_path / name, rows) for name in ("one", "two")]
+    assert "Evaluation on data/test.jsonl" in write_evaluation_page(found[0]).read_text()
+    assert "rows of data/test.jsonl" in write_comparison_page(read_evaluated(found), tmp_path / "page.html").read_text()
+
+
 def test_pictures_are_small_and_a_lost_one_says_so(rows: list[AnsweredRow], tmp_path: Path) -> None:
     page = Page(write_evaluation_page(kept(tmp_path / "one", rows)).read_text())
     images = [found for tag, found in page.tags if tag == "img"]
