@@ -1,8 +1,8 @@
 """A process that cuts pictures into patches: ``python -m megatron_apo.data.patch_worker``.
 
-Reads JSON lines ``{"path", "sha256", "grid", "bytes"}``. For each it puts so many bytes of patches (uint8, [L, 3,
-patch_size squared]) into the memory that it shares with its parent, and writes a line ``{"width", "height"}`` of the
-picture; or ``{"error"}``. It ends when its input does.
+Writes an empty line when it is up, and then reads JSON lines ``{"path", "sha256", "grid", "bytes"}``. For each it puts
+so many bytes of patches (uint8, [L, 3, patch_size squared]) into the memory that it shares with its parent, and writes
+a line ``{"width", "height"}`` of the picture; or ``{"error"}``. It ends when its input does.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def main() -> None:
     torch.set_num_threads(1)  # the other cores have workers of their own
     shared = SharedBytes(arguments.shared)
     replies, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not get among the replies
+    print(file=replies, flush=True)
     for line in sys.stdin:
         found = answer(json.loads(line), shared, arguments.patch_size, arguments.merge_size)
         print(json.dumps(found), file=replies, flush=True)

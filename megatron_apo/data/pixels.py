@@ -179,7 +179,10 @@ class PixelSource:
 
     def _work(self, place: int) -> None:
         """Thread ``place``: hands its process one picture after the other."""
-        self._process(place)  # so that it is up when it is wanted
+        try:
+            self._process(place)
+        except ProcessEnded:  # started anew with the first picture
+            self._end(place)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closed or self._has_work())
@@ -233,6 +236,7 @@ class PixelSource:
                 self._processes[place] = process
                 if self._closed:
                     process.kill()
+            process.line(SECONDS)  # until then the trainer had better cut its pictures itself
         return process
 
     def _end(self, place: int) -> None:

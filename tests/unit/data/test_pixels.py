@@ -177,28 +177,29 @@ def test_processes_that_end_or_hang_over_a_picture(
 ) -> None:
     """Tried twice, then the picture is at fault: nobody waits for ever."""
     worker = tmp_path / "worker.py"
-    started = tmp_path / "started"
+    asked = tmp_path / "asked"
     worker.write_text(
-        f"import os, sys, time\nopen({str(started)!r}, 'a').write('.')\nfor line in sys.stdin:\n    {answer}\n"
+        "import os, sys, time\nprint(flush=True)\nfor line in sys.stdin:\n"
+        f"    open({str(asked)!r}, 'a').write('.')\n    {answer}\n"
     )
     start = subprocess.Popen
     monkeypatch.setattr(
         image_process.subprocess, "Popen", lambda command, **named: start([command[0], str(worker)], **named)
     )
-    monkeypatch.setattr(pixels, "SECONDS", 0.5)
+    monkeypatch.setattr(pixels, "SECONDS", 3.0)
     with builder.pixel_source(workers=1) as source:
         source.ahead(images[:1])
         until(lambda: bool(source._under_way))
-        with pytest.raises(ValueError, match="the process that cut it into patches ended twice, or took 0.5 s"):
+        with pytest.raises(ValueError, match="the process that cut it into patches ended twice, or took 3 s"):
             source(images[0])
-        assert started.read_text() == ".."
+        assert asked.read_text() == ".."
 
 
 def test_closing_ends_what_is_under_way(
     builder: PromptBuilder, images: list[PromptImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = tmp_path / "worker.py"
-    worker.write_text("import sys, time\nfor line in sys.stdin:\n    time.sleep(60)\n")
+    worker.write_text("import sys, time\nprint(flush=True)\nfor line in sys.stdin:\n    time.sleep(60)\n")
     start = subprocess.Popen
     monkeypatch.setattr(
         image_process.subprocess, "Popen", lambda command, **named: start([command[0], str(worker)], **named)
@@ -218,3 +219,25 @@ def test_images_in_the_order_of_the_microbatches() -> None:
     samples.append(TrainingSample((1,), (2,), (images[3], images[1])))
     work = ReplicaWork(tuple(samples), (((2, 3), (1,)), ((0,), (2,))), {})
     assert images_of(work) == [images[2], images[3], images[1], images[0]]
+
+
+def test_nobody_waits_for_a_process_that_is_not_up(
+    builder: PromptBuilder,
+    images: list[PromptImage],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cut_here: list[str],
+) -> None:
+    """Its libraries take seconds to load; until it says that it is ready, the caller cuts."""
+    worker = tmp_path / "worker.py"
+    worker.write_text("import time\ntime.sleep(60)\n")
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        image_process.subprocess, "Popen", lambda command, **named: start([command[0], str(worker)], **named)
+    )
+    with builder.pixel_source(workers=1) as source:
+        source.ahead(images)
+        begun = time.monotonic()
+        for image in images:
+            source(image)
+        assert time.monotonic() - begun < 30 and cut_here == [image.path for image in images]
