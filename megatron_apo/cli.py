@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_apo.config import Config
+from megatron_apo.data.image_process import ImageProcessError
 
 _DESCRIPTION = "Reinforcement learning of Qwen2.5-VL with APO on Megatron-Core, rollouts from a weight-synced vLLM."
 _EXAMPLES = {
@@ -81,11 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         overrides = _overrides(rest, parser)
         _COMMANDS[options.command](options, overrides)
-    except (ValueError, _RunStopped) as error:
+    except (ValueError, _RunStopped, ImageProcessError) as error:
         if os.environ.get("MEGATRON_APO_DEBUG") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 3 if isinstance(error, _RunStopped) else 2
+        return 2 if isinstance(error, ValueError) else 3
     except KeyboardInterrupt:
         if os.environ.get("MEGATRON_APO_DEBUG") == "1":
             raise

@@ -87,7 +87,7 @@ _CHECKS: list[_Check] = [
         "must each lie between 0.001 and 100; they are relative",
     ),
     *_at_least(0, " (0: one for each core, eight at most)", "data.workers"),
-    *_at_least(0, " (0: each rank cuts its pictures itself)", "data.pixel_workers"),
+    ("data.pixel_workers", lambda n: 0 <= n <= 64, "must lie between 0 (each rank cuts its pictures itself) and 64"),
     (
         "data.format",
         lambda name: name in ("", *FORMATS),

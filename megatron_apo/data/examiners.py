@@ -13,6 +13,7 @@ from megatron_apo.data.images import ExaminedImage, examine_image, examined_from
 
 MEMORY_MIB = 1024
 SECONDS = 60.0  # of one picture, on a busy machine
+START_SECONDS = 300.0  # of a process: a shared file system may be slow with its libraries
 _BATCH = 16
 _MOST_PROCESSES = 8
 
@@ -58,7 +59,7 @@ class ImageExaminers:
 
     def close(self) -> None:
         """Ends the processes."""
-        self._threads.shutdown()
+        self._threads.shutdown(cancel_futures=True)
         for _ in range(self._count):
             examiner = self._idle.get()
             if examiner is not None:
@@ -69,7 +70,9 @@ class ImageExaminers:
         found: list[Examined] = []
         try:
             while len(found) < len(paths):
-                examiner = examiner or ImageProcess("megatron_apo.data.image_worker", f"--memory-mib={MEMORY_MIB}")
+                if examiner is None:
+                    examiner = ImageProcess("megatron_apo.data.image_worker", f"--memory-mib={MEMORY_MIB}")
+                    examiner.wait_until_up(START_SECONDS)
                 found += _ask(examiner, paths[len(found) :])
                 if len(found) < len(paths):  # it did not come further than this one
                     examiner.end()

@@ -1,8 +1,8 @@
 """A process that examines pictures: ``python -m megatron_apo.data.image_worker``, JSON lines in, JSON lines out.
 
-Reads ``{"paths": […]}`` and writes a line for every path: the fields of its ``ExaminedImage``, or the text of what is
-wrong. It ends when its input does. A process of its own because a file nobody has looked at yet may take all memory, or
-end the process inside a codec: here neither costs more than one row.
+Writes an empty line when it is up, then reads ``{"paths": […]}`` and writes a line for every path: the fields of its
+``ExaminedImage``, or the text of what is wrong. It ends when its input does. A process of its own because a file nobody
+has looked at yet may take all memory, or end the process inside a codec: here neither costs more than one row.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from megatron_apo.data.image_process import open_replies
 from megatron_apo.data.images import examine_image
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     limit = _address_space() + parser.parse_args().memory_mib * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    replies, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not get among the replies
+    replies = open_replies()
     for line in sys.stdin:
         for path in json.loads(line)["paths"]:
             print(json.dumps(_examined(path)), file=replies, flush=True)

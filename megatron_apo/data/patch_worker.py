@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from megatron_apo.data.image_process import open_replies
 from megatron_apo.data.images import load_image
 from megatron_apo.data.patches import cut_patches
 from megatron_apo.data.shared_bytes import SharedBytes
@@ -39,8 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the other cores have workers of their own
     shared = SharedBytes(arguments.shared)
-    replies, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not get among the replies
-    print(file=replies, flush=True)
+    replies = open_replies()
     for line in sys.stdin:
         found = answer(json.loads(line), shared, arguments.patch_size, arguments.merge_size)
         print(json.dumps(found), file=replies, flush=True)

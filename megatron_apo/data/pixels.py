@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable
 import torch
 
 from megatron_apo.data.costs import image_key
-from megatron_apo.data.image_process import ImageProcess, ProcessEnded
+from megatron_apo.data.examiners import START_SECONDS
+from megatron_apo.data.image_process import ImageProcess, ImageProcessError, ProcessEnded
 from megatron_apo.data.images import load_image
 from megatron_apo.data.patches import CHANNELS, PatchFormat, cut_patches, normalise
 from megatron_apo.data.shared_bytes import SharedBytes
 from megatron_apo.records import PromptImage, ReplicaWork
 
-SECONDS = 300.0  # of one picture and, the first time, of the start; files were all decoded once, none takes long
+SECONDS = 300.0  # of one picture; all were decoded once, none takes long
 _AHEAD_BYTES = 256 * 1024 * 1024  # of patches not asked for yet
 _KEPT_BYTES = 256 * 1024 * 1024  # of those that were, the latest
 _WAIT_SECONDS = 1.0  # between looks at what has become of the processes
@@ -57,6 +58,7 @@ class PixelSource:
         self._kept: OrderedDict[_Key, torch.Tensor] = OrderedDict()
         self._kept_bytes = 0
         self._closed = False
+        self._failure = ""
         self._processes: list[ImageProcess | None] = [None] * workers
         self._shared = [SharedBytes() for _ in range(workers)]
         self._seconds = 0.0
@@ -124,6 +126,8 @@ class PixelSource:
     def _patches(self, image: PromptImage) -> torch.Tensor:
         key = image_key(image)
         with self._changed:
+            if self._failure and not self._closed:
+                raise ImageProcessError(self._failure)
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
@@ -180,27 +184,34 @@ class PixelSource:
     def _work(self, place: int) -> None:
         """Thread ``place``: hands its process one picture after the other."""
         try:
-            self._process(place)
-        except ProcessEnded:  # started anew with the first picture
-            self._end(place)
-        while True:
+            self._process(place)  # before there is work: until it is up, the trainer had better cut its pictures itself
+            while self._work_once(place):
+                continue
+        except (ImageProcessError, OSError) as error:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._has_work())
-                if self._closed:
-                    break
-                image = self._wanted.popleft()
-                key = image_key(image)
-                self._under_way.add(key)
-            cut: _Cut = f"image {image.path}: cutting it into patches failed; the log says why"
-            try:
-                cut = self._cut_by_process(place, image)
-            finally:  # whatever happens, nobody waits for it
-                with self._changed:
-                    self._under_way.discard(key)
-                    self._ahead[key] = cut
-                    self._ahead_bytes += _bytes(cut)
-                    self._changed.notify_all()
-        self._end(place)
+                self._failure = self._failure or f"pictures cannot be cut ahead of need: {error}"
+        finally:
+            self._end(place)
+
+    def _work_once(self, place: int) -> bool:
+        """One picture; False when the source is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._has_work())
+            if self._closed:
+                return False
+            image = self._wanted.popleft()
+            key = image_key(image)
+            self._under_way.add(key)
+        cut: _Cut = f"image {image.path}: cutting it into patches failed"
+        try:
+            cut = self._cut_by_process(place, image)
+        finally:  # whatever happens, nobody waits for it
+            with self._changed:
+                self._under_way.discard(key)
+                self._ahead[key] = cut
+                self._ahead_bytes += _bytes(cut)
+                self._changed.notify_all()
+        return True
 
     def _cut_by_process(self, place: int, image: PromptImage) -> _Cut:
         for _ in range(2):  # one may be ended for reasons of the machine's
@@ -210,7 +221,10 @@ class PixelSource:
                 self._end(place)
                 if self._closed:
                     break
-        return f"image {image.path}: the process that cut it into patches ended twice, or took {SECONDS:g} s"
+        return (
+            f"image {image.path}: the process that cut it into patches was ended twice over it, or took {SECONDS:g} s; "
+            "where memory is short lower data.pixel_workers (0: the trainer cuts pictures itself)"
+        )
 
     def _ask(self, process: ImageProcess, shared: SharedBytes, image: PromptImage) -> _Cut:
         time_steps, rows, columns = image.grid_thw
@@ -226,17 +240,23 @@ class PixelSource:
         return wrong or torch.frombuffer(shared.first(count), dtype=torch.uint8).view(-1, CHANNELS, pixels).clone()
 
     def _process(self, place: int) -> ImageProcess:
-        process = self._processes[place]
-        if process is None:
-            sizes = (f"--patch-size={self._format.patch_size}", f"--merge-size={self._format.merge_size}")
-            shared = self._shared[place].descriptor
-            words = (f"--shared={shared}", *sizes)
-            process = ImageProcess("megatron_apo.data.patch_worker", *words, pass_fds=(shared,))
-            with self._changed:
-                self._processes[place] = process
-                if self._closed:
-                    process.kill()
-            process.line(SECONDS)  # until then the trainer had better cut its pictures itself
+        return self._processes[place] or self._start(place, again=True)
+
+    def _start(self, place: int, *, again: bool) -> ImageProcess:
+        sizes = (f"--patch-size={self._format.patch_size}", f"--merge-size={self._format.merge_size}")
+        shared = self._shared[place].descriptor
+        process = ImageProcess("megatron_apo.data.patch_worker", f"--shared={shared}", *sizes, pass_fds=(shared,))
+        with self._changed:
+            self._processes[place] = process
+            if self._closed:
+                process.kill()
+        try:
+            process.wait_until_up(START_SECONDS)
+        except ImageProcessError:
+            self._end(place)
+            if not again or self._closed:
+                raise
+            return self._start(place, again=False)  # somebody may have ended it
         return process
 
     def _end(self, place: int) -> None:

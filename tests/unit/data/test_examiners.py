@@ -102,6 +102,7 @@ def test_a_picture_that_ends_or_holds_up_the_process(tmp_path: Path, monkeypatch
     worker = tmp_path / "worker.py"
     worker.write_text(
         "import json, os, signal, sys, time\n"
+        "print(flush=True)\n"
         "for line in sys.stdin:\n"
         "    for path in json.loads(line)['paths']:\n"
         "        if path == 'dies': os.kill(os.getpid(), signal.SIGSEGV)\n"

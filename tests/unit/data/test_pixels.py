@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import resource
 import subprocess
 import time
 from collections.abc import Callable
@@ -16,6 +18,8 @@ from PIL import Image
 
 from megatron_apo.config import DataConfig
 from megatron_apo.data import image_process, pixels
+from megatron_apo.data.examiners import ImageExaminers, examine_here
+from megatron_apo.data.image_process import ImageProcessError
 from megatron_apo.data.pixels import PixelSource, images_of
 from megatron_apo.data.prompts import PromptBuilder
 from megatron_apo.data.rows import Row
@@ -190,7 +194,7 @@ def test_processes_that_end_or_hang_over_a_picture(
     with builder.pixel_source(workers=1) as source:
         source.ahead(images[:1])
         until(lambda: bool(source._under_way))
-        with pytest.raises(ValueError, match="the process that cut it into patches ended twice, or took 3 s"):
+        with pytest.raises(ValueError, match="was ended twice over it, or took 3 s; where memory is short"):
             source(images[0])
         assert asked.read_text() == ".."
 
@@ -228,7 +232,7 @@ def test_nobody_waits_for_a_process_that_is_not_up(
     monkeypatch: pytest.MonkeyPatch,
     cut_here: list[str],
 ) -> None:
-    """Its libraries take seconds to load; until it says that it is ready, the caller cuts."""
+    """Its libraries take seconds to load; until it says that it is up, the caller cuts."""
     worker = tmp_path / "worker.py"
     worker.write_text("import time\ntime.sleep(60)\n")
     start = subprocess.Popen
@@ -241,3 +245,38 @@ def test_nobody_waits_for_a_process_that_is_not_up(
         for image in images:
             source(image)
         assert time.monotonic() - begun < 30 and cut_here == [image.path for image in images]
+
+
+def test_processes_that_cannot_start(
+    builder: PromptBuilder, images: list[PromptImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken installation is no fault of the pictures: the run stops with what the process said."""
+    (tmp_path / "PIL.py").write_text("raise ImportError('PIL is not whole')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with builder.pixel_source(workers=1) as source:
+        until(lambda: bool(source._failure))
+        source.ahead(images)
+        with pytest.raises(ImageProcessError, match="did not start(.|\n)*exit status 1(.|\n)*PIL is not whole"):
+            source(images[0])
+    with (
+        ImageExaminers(1) as examiners,
+        pytest.raises(ImageProcessError, match="data.image_worker(.|\n)*PIL is not whole"),
+    ):
+        examiners([images[0].path])
+
+
+def test_many_open_files(builder: PromptBuilder, images: list[PromptImage]) -> None:
+    """Descriptors above 1,023, as a rank with many sockets has them."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], min(2048, limits[1])), limits[1]))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        with builder.pixel_source(workers=1) as source, ImageExaminers(1) as examiners:
+            source.ahead(images[:2])
+            cut_ahead(source, 2)
+            assert torch.equal(source(images[0]).flatten(1), builder.pixel_values(images[0]))
+            assert examiners([images[0].path]) == examine_here([images[0].path])
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
