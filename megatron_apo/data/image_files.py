@@ -71,20 +71,25 @@ class ImageFiles:
             )
         digest = hashlib.sha256(data).hexdigest()
         path = self._cache.absolute() / digest[:2] / digest
-        if not path.is_file() or path.stat().st_size != len(data):
-            try:
+        try:
+            if not _holds(path, data):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 handle, partial = tempfile.mkstemp(dir=path.parent)
                 with open(handle, "wb") as file:
                     file.write(data)
                 os.chmod(partial, 0o644)  # other ranks may run as other users
                 os.replace(partial, path)
-            except OSError as error:
-                raise CacheError(
-                    f"data.cache={self._cache}: a picture of the data cannot be kept there ({error}); give a directory "
-                    "that can be written to, which every rank sees"
-                ) from error
+        except OSError as error:
+            raise CacheError(
+                f"data.cache={self._cache}: a picture of the data cannot be kept there ({error}); give a directory "
+                "that can be written to, which every rank sees"
+            ) from error
         return str(path)
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    """Whether the file is there and has these bytes; one of another size, which may be huge, is not read."""
+    return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
 
 
 def _local(name: str) -> str:

@@ -1,7 +1,8 @@
 """Data files row by row, first to last: JSON lines, a JSON list, parquet, Hugging Face ``datasets`` on disk.
 
-A row that cannot be read is a ``Record`` with a problem; a file that cannot be read is a ValueError. Only a piece of
-the file is in memory at a time. Nothing is fetched, decoded or executed: pictures stay bytes or names.
+A row that cannot be read is a ``Record`` with a problem, a cell of a columnar file that cannot is ``Unreadable``, and a
+file that cannot is a ValueError. Only a piece of the file is in memory at a time. Nothing is fetched, decoded or
+executed: pictures stay bytes or names.
 """
 
 from __future__ import annotations
@@ -42,6 +43,16 @@ class Record:
     number: int
     fields: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """What a columnar file has in place of a value: a field for whoever reads it to refuse, and no one's otherwise."""
+
+    reason: str
+
+    def __repr__(self) -> str:
+        return f"unreadable, {self.reason}"
 
 
 def read_records(path: Path) -> Iterator[Record]:
@@ -225,7 +236,7 @@ def _parquet_records(files: list[Path]) -> Iterator[Record]:
             # Buffered ahead, as is the default, every row group would stay in memory until the end.
             with pyarrow.parquet.ParquetFile(path, buffer_size=_CHUNK, pre_buffer=False) as file:
                 for batch in file.iter_batches(batch_size=_BATCH):
-                    for fields in batch.to_pylist():
+                    for fields in _python_rows(batch, path):
                         number += 1
                         yield Record(f"row {number}", number, _given(fields))
         except pyarrow.ArrowException as error:
@@ -240,11 +251,40 @@ def _dataset_records(path: Path) -> Iterator[Record]:
         rows = datasets.load_from_disk(str(path)).with_format("arrow")
         number = 0
         for batch in rows.iter(batch_size=_BATCH):
-            for fields in batch.to_pylist():
+            for fields in _python_rows(batch, path):
                 number += 1
                 yield Record(f"row {number}", number, _given(fields))
     except (pyarrow.ArrowException, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a whole data set of {len(files)} files ({error}); save it again") from error
+
+
+def _python_rows(batch: Any, path: Path) -> list[dict[str, Any]]:
+    """The rows of an Arrow batch or table; cells that are no Python value are ``Unreadable``.
+
+    ValueError for a column that is there twice: only one of them could be a field.
+    """
+    names = batch.schema.names
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{path}: column {twice!r} is written twice; keep one")
+    errors = (ValueError, ArithmeticError, LookupError, _imported("pyarrow").ArrowException)
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+        return rows
+    except errors:  # of some cell, which Arrow does not name
+        return [
+            {name: _cell(column[number], errors) for name, column in zip(names, batch.columns, strict=True)}
+            for number in range(batch.num_rows)
+        ]
+
+
+def _cell(scalar: Any, errors: tuple[type[Exception], ...]) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return Unreadable(f"not UTF-8 text (byte {error.start})")
+    except errors as error:
+        return Unreadable(str(error))
 
 
 def _given(fields: dict[str, Any]) -> dict[str, Any]:

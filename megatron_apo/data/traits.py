@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from megatron_apo.data.decoding import DAMAGE, FORMATS
 
@@ -25,10 +25,10 @@ TRAITS = {
 def traits(data: bytes) -> tuple[str, ...]:
     """Those of ``TRAITS`` that the picture in ``data`` has; ``decode`` has read it without an error."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-        mode = opened.mode
+        mode, raw = opened.mode, _raw_mode(opened)
         found = {
             "EXIF rotation": opened.getexif().get(_ORIENTATION, 1) != 1,
-            "16-bit": mode.startswith("I"),
+            "16-bit": mode.startswith("I") or ";16" in raw,
             "CMYK": mode == "CMYK",
             "palette": mode in ("P", "PA"),
             "transparency": opened.has_transparency_data,
@@ -37,6 +37,14 @@ def traits(data: bytes) -> tuple[str, ...]:
             "floating point": mode == "F",
         }
     return tuple(name for name, there in found.items() if there)
+
+
+def _raw_mode(opened: Image.Image) -> str:
+    """How the file holds its samples ("RGB;16B"), which the mode does not tell: in colour that is always 8-bit."""
+    tiles = opened.tile if isinstance(opened, ImageFile.ImageFile) else []
+    given = tiles[0].args if tiles else ""
+    raw = given[0] if isinstance(given, tuple) and given else given
+    return raw if isinstance(raw, str) else ""
 
 
 def _animated(opened: Image.Image) -> bool:

@@ -65,13 +65,11 @@ class Fingerprints:
 
     def leaked_rows(self, *, limit: int) -> tuple[int, list[Leak]]:
         """(evaluation rows whose question and pictures are those of a training row, ``limit`` of them)."""
-        return self._leaks(
-            "rows", "evaluation.asked = training.asked AND evaluation.pictures = training.pictures", limit
-        )
+        return self._leaks("rows", "asked, pictures", limit)
 
     def leaked_pictures(self, *, limit: int) -> tuple[int, list[Leak]]:
         """(evaluation rows with a picture that a training row shows too, ``limit`` of them)."""
-        return self._leaks("shown", "evaluation.picture = training.picture", limit)
+        return self._leaks("shown", "picture", limit)
 
     def shared_questions(self) -> tuple[int, int]:
         """(evaluation rows whose question's text stands in training, different texts of them).
@@ -102,14 +100,16 @@ class Fingerprints:
         return int(total), largest
 
     def _leaks(self, table: str, same: str, limit: int) -> tuple[int, list[Leak]]:
+        # One training row of each content, before the join: where all rows show one picture, pairs would be N x M.
         joined = (
-            f"FROM {table} AS evaluation JOIN {table} AS training ON {same} "
-            "WHERE evaluation.part = ? AND training.part = ?"
+            f"FROM {table} AS evaluation JOIN (SELECT {same}, min(id) AS id FROM {table} WHERE part = ? "
+            f"GROUP BY {same}) AS training USING ({same}) WHERE evaluation.part = ?"
         )
-        parts = (EVALUATION, TRAINING)
+        parts = (TRAINING, EVALUATION)
         count = self._database.execute(f"SELECT count(DISTINCT evaluation.id) {joined}", parts).fetchone()[0]
         pairs = self._database.execute(
-            f"SELECT evaluation.id, min(training.id) {joined} GROUP BY evaluation.id ORDER BY evaluation.rowid LIMIT ?",
+            f"SELECT evaluation.id, min(training.id) {joined} GROUP BY evaluation.id "
+            "ORDER BY min(evaluation.rowid) LIMIT ?",
             (*parts, limit),
         )
         return int(count), [Leak(*pair) for pair in pairs]

@@ -14,6 +14,12 @@ def text(record: Mapping[str, Any], key: str) -> str:
     return value.strip()
 
 
+def text_or_number(record: Mapping[str, Any], key: str) -> str:
+    """``text``, or a whole number in digits; ValueError otherwise."""
+    value = record.get(key)
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else text(record, key)
+
+
 def picture(record: Mapping[str, Any], key: str) -> str | bytes:
     """A path, or a picture's bytes.
 

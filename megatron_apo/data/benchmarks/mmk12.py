@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_apo.data.benchmarks.fields import picture, text, without_placeholder
+from megatron_apo.data.benchmarks.fields import picture, text, text_or_number, without_placeholder
 
 _LETTERS = "ABCDEFGH"
 _OPTION = re.compile(r"([A-H])\s*[.、．:：)]\s*(\S.*)")  # in a line without white space around it
@@ -33,7 +33,7 @@ def row(record: Mapping[str, Any], place: int) -> dict[str, Any]:
     found = options(question)
     known = {"choices": found} if answer in tuple(_LETTERS[: len(found)]) else {}
     return {
-        "id": text(record, "id"),
+        "id": text_or_number(record, "id"),
         "images": [image],
         "question": question,
         "answer": answer,

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from megatron_apo.data.benchmarks.fields import answer_of, picture, text, without_placeholder
+from megatron_apo.data.benchmarks.fields import answer_of, picture, text, text_or_number, without_placeholder
 
 # Of the test answers: a unit at the end, some of them in Chinese. "cm^{2}", "cm²" and "cm^2^" all occur.
 _UNIT = re.compile(r"(?P<unit>平方米|厘米|海里|小时|米|秒|cm|mm|km|m)(?P<power>²|\^\{?[23]\}?\^?)?$")
@@ -65,13 +65,11 @@ def _unit_text(unit: re.Match[str]) -> str:
 def _row(record: Mapping[str, Any], place: int, task: str) -> dict[str, Any]:
     if "image_path" in record:  # a test question
         path = text(record, "image_path")
-        truth = record.get("ground_truth")
-        counted = isinstance(truth, int) and not isinstance(truth, bool)
         return {
-            "id": f"{task}-test-{PurePosixPath(path).stem}",
+            "id": f"{task}-test-{PurePosixPath(path).stem}#{place}",  # several questions may share a picture
             "images": [path],
             "question": text(record, "question"),
-            "answer": str(truth) if counted else text(record, "ground_truth"),
+            "answer": text_or_number(record, "ground_truth"),
         }
     return {
         "id": f"{task}-train-{place}",

@@ -78,5 +78,7 @@ def test_bytes_become_a_file_once(tmp_path: Path) -> None:
     assert files.path(b"picture") == str(path) and path.stat().st_ino == before
     path.write_bytes(b"pict")  # cut off by a full disk
     assert files.path(b"picture") == str(path) and path.read_bytes() == b"picture"
+    path.write_bytes(b"PICTURE")  # another one of the same length
+    assert files.path(b"picture") == str(path) and path.read_bytes() == b"picture"
     with pytest.raises(ValueError, match="its bytes are empty"):
         files.path(b"")

@@ -107,12 +107,12 @@ def earlier_school_questions(root: Path) -> Path:
 
 
 FILES: list[tuple[str, Callable[[Path], Path], list[str], list[str]]] = [
-    ("r1v_counting", counting_questions, [f"counting-test-{n}" for n in range(3)], ["3", "4", "5"]),
+    ("r1v_counting", counting_questions, [f"counting-test-{n}#{n}" for n in range(3)], ["3", "4", "5"]),
     ("r1v_counting", counting_training, [f"counting-train-{n}" for n in range(3)], ["3", "4", "5"]),
     (
         "r1v_geoqa",
         geometry_questions,
-        [f"geoqa-test-{n}" for n in range(3)],
+        [f"geoqa-test-{n}#{n}" for n in range(3)],
         ["140°", r"$2\sqrt{3}$", r"$3\sqrt{2}$ m"],
     ),
     (
@@ -172,7 +172,7 @@ def test_ids_of_several_published_files(tiny_policy: Path, tmp_path: Path) -> No
     first = counting_questions(tmp_path)
     second = shutil.copy(first, tmp_path / "other.jsonl")
     found = read(tiny_policy, tmp_path, first, second, format="r1v_counting")
-    assert [prompt.id for prompt in found][2:4] == ["superclevr/counting-test-2", "other/counting-test-0"]
+    assert [prompt.id for prompt in found][2:4] == ["superclevr/counting-test-2#2", "other/counting-test-0#0"]
 
 
 def test_files_of_several_forms(tiny_policy: Path, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_files_of_several_forms(tiny_policy: Path, tmp_path: Path) -> None:
     own = write(tmp_path / "own.jsonl", [{"id": "a", "images": ["images/1.png"], "question": "How?", "answer": "4"}])
     named = {str(geometry): "r1v_geoqa", str(own): ""}
     found = read(tiny_policy, tmp_path, counting, geometry, own, format="r1v_counting", formats=named)
-    assert [prompt.id for prompt in found][2:] == ["superclevr/counting-test-2", "geoqa/geoqa-test-0", "own/a"]
+    assert [prompt.id for prompt in found][2:] == ["superclevr/counting-test-2#2", "geoqa/geoqa-test-0#0", "own/a"]
     words = ["doctor", *map(str, (counting, geometry, own)), f"--model={tiny_policy}", "--data.workers=1"]
     words += [f"--output={tmp_path / 'found'}", "--data.format=r1v_counting"]
     formats = f"--data.formats={{{geometry}: r1v_geoqa, {own}: ''}}"

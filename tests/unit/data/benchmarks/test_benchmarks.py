@@ -20,7 +20,7 @@ PNG = b"\x89PNG\r\n\x1a\n..."
             "r1v_counting",
             {"image_path": "./images/superCLEVR_new_025007.png", "question": "How many items?", "ground_truth": 9},
             {
-                "id": "counting-test-superCLEVR_new_025007",
+                "id": "counting-test-superCLEVR_new_025007#4",
                 "images": ["./images/superCLEVR_new_025007.png"],
                 "question": "How many items?",
                 "answer": "9",
@@ -42,7 +42,7 @@ PNG = b"\x89PNG\r\n\x1a\n..."
             "r1v_geoqa",
             {"image_path": "./Geo170K/images/test/3.png", "question": "Angle C is ()", "ground_truth": "27\u00b0"},
             {
-                "id": "geoqa-test-3",
+                "id": "geoqa-test-3#4",
                 "images": ["./Geo170K/images/test/3.png"],
                 "question": "Angle C is ()",
                 "answer": "27°",
@@ -95,6 +95,18 @@ def test_records_as_rows(name: str, record: dict[str, Any], row: dict[str, Any])
     assert row_of(name, record, 4) == row
 
 
+@pytest.mark.parametrize("name", ["r1v_counting", "r1v_geoqa"])
+def test_questions_on_one_picture_have_ids_of_their_own(name: str) -> None:
+    records = [{"image_path": "images/a.png", "question": f"{n}?", "ground_truth": n} for n in range(4)]
+    assert len({row["id"] for row in rows_of(name, records)}) == 4
+
+
+@pytest.mark.parametrize(("given", "id"), [(17, "17"), (" 17 ", "17")])
+def test_ids_may_be_whole_numbers(given: int | str, id: str) -> None:
+    record = {"id": given, "question": "?", "answer": "6", "subject": "math", "image": PNG}
+    assert row_of("mmk12", record, 0)["id"] == id
+
+
 @pytest.mark.parametrize(
     "question",
     [
@@ -130,6 +142,7 @@ def test_a_free_answer_under_listed_statements_is_no_choice() -> None:
         ("r1v_counting", {"image_path": "a.png", "question": "?", "ground_truth": "27°"}, "a count was expected"),
         ("r1v_geoqa", {"image": None, "problem": "?", "solution": "<answer>3</answer>"}, "image=NoneType"),
         ("r1v_geoqa", {"image_path": "a.png", "ground_truth": "3"}, "question=None: text was expected"),
+        ("mmk12", {"id": True, "question": "?", "answer": "6", "subject": "math", "image": PNG}, "id=True"),
         ("mmk12", {"id": "1", "question": "?", "answer": "", "subject": "math", "image": PNG}, "answer=''"),
     ],
 )
