@@ -77,6 +77,45 @@ def test_what_fails_is_an_error_never_paid_and_never_nothing(file: Path) -> None
     assert scores[0].parts["fails"] == 1.0
 
 
+LOUD = """
+import os, subprocess
+os.write(1, b"loading\\n")
+subprocess.run(["echo", "loading"])
+
+def echoes(response):
+    subprocess.run(["echo", "a line among the replies?"])
+    subprocess.run(["cat"], check=True)  # takes no requests: its input is empty
+    return 0.5
+
+def garbles(response):
+    for descriptor in range(3, 16):
+        try:
+            os.write(descriptor, b"no reply\\n")
+        except OSError:
+            pass  # closed, or the end that is read
+    return 0.25
+"""
+
+
+def test_what_is_printed_past_python_gets_not_among_the_replies(tmp_path: Path) -> None:
+    path = tmp_path / "loud.py"
+    path.write_text(LOUD)
+    check_user_rewards(RewardConfig(user={f"{path}:echoes": 1.0}))
+    scores = score(path, {"echoes": 1.0}, *["13"] * 3).scores
+    assert [(one.outcome, one.parts["echoes"]) for one in scores] == [("correct", 0.5)] * 3
+
+
+def test_a_reply_that_cannot_be_read_is_an_error_of_its_reward(tmp_path: Path) -> None:
+    path = tmp_path / "loud.py"
+    path.write_text(LOUD)
+    assert [one.outcome for one in score(path, {"garbles": 1.0}, "13", "12").scores] == ["grader_error"] * 2
+    with pytest.raises(RewardError, match=r"loud\.py:garbles: the process wrote 'no reply', which is no reply"):
+        score(path, {"garbles": 1.0}, "13", max_error_rate=0.0)
+    path.write_text(LOUD + "\ngarbles('')\n")
+    with pytest.raises(ValueError, match=r"loud\.py:garbles: cannot be loaded; the process wrote 'no reply'"):
+        check_user_rewards(RewardConfig(user={f"{path}:garbles": 1.0}))
+
+
 def test_too_many_failures_stop_the_run_and_say_why(file: Path) -> None:
     with pytest.raises(RewardError, match=r"1 of 2 responses .*my_rewards.py:fails: .*ZeroDivisionError"):
         score(file, {"fails": 1.0}, "13", "raise", max_error_rate=0.4)
