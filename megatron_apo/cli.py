@@ -227,13 +227,14 @@ def _sft(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _training_config(options: argparse.Namespace, overrides: list[str], *, supervised: bool) -> Config:
-    from megatron_apo.config_checks import check_files, check_purpose, notices, require
+    from megatron_apo.config_checks import check_files, check_formats, check_purpose, notices, require
     from megatron_apo.config_loading import load_config
 
     config = load_config(options.config, overrides)
     require(config, "model.path", "data.train")
     check_purpose(config, supervised=supervised)
     check_files(config)
+    check_formats(config)
     if not supervised and os.environ.get("RANK", "0") == "0":
         for notice in notices(config):
             print(f"warning: {notice}", file=sys.stderr)
@@ -273,17 +274,19 @@ def _stopping() -> Iterator[None]:
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
-    from megatron_apo.config_checks import check_files, check_length, require
+    from megatron_apo.config_checks import check_files, check_formats, check_length, require
     from megatron_apo.config_loading import load_config
 
     given = [(options.model, "model.path"), (options.data, "data.test")]
     if options.compare:
         _compare_evaluations(options, overrides)
         return
-    overrides = [*overrides, *(f"--{key}={value}" for value, key in given if value is not None)]
-    config = load_config(options.config, overrides)
+    settings = [*overrides, *(f"--{key}={value}" for value, key in given if value is not None)]
+    config = load_config(options.config, settings)
     require(config, "model.path", "data.test")
     check_files(config)
+    # The settings may have a format for the file that --data replaces.
+    check_formats(config, [load_config(options.config, overrides).data.test])
     check_length(config)
     from megatron_apo.platform.host import prepare
 
@@ -309,7 +312,7 @@ def _compare_evaluations(options: argparse.Namespace, overrides: list[str]) -> N
 
 
 def _doctor(options: argparse.Namespace, overrides: list[str]) -> None:
-    from megatron_apo.config_checks import require
+    from megatron_apo.config_checks import check_formats, require
     from megatron_apo.config_loading import load_config
     from megatron_apo.doctor.manifest import ManifestError, check
 
@@ -328,6 +331,7 @@ def _doctor(options: argparse.Namespace, overrides: list[str]) -> None:
     evaluation = options.evaluation if options.evaluation is not None else kept
     if not training and not evaluation:
         raise ValueError("doctor: no data; name the files, or give --config with data.train")
+    check_formats(config, [*training, *evaluation])
     from megatron_apo.platform.host import prepare
 
     prepare()
