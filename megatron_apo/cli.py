@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,10 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 2 after an error that the user can mend, 3 for a stopped run,
     130 after Ctrl-C."""
     parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    settings, words = _taken_off(sys.argv[1:] if arguments is None else arguments)
+    options, rest = parser.parse_known_args(words)
     _set_environment()
     try:
-        overrides = _overrides(rest, parser)
+        overrides = [*settings, *_left_over(rest, parser)]
         _COMMANDS[options.command](options, overrides)
     except (ValueError, _RunStopped, ImageProcessError) as error:
         if os.environ.get("MEGATRON_APO_DEBUG") == "1":
@@ -154,23 +157,39 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _overrides(rest: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
-    """The --section.key=value options (also written --section.key value); anything else ends the program."""
-    overrides: list[str] = []
-    waiting = ""
-    for word in rest:
-        if waiting:
-            overrides.append(f"{waiting}={word}")
-            waiting = ""
-        elif word.startswith("--") and "=" in word:
-            overrides.append(word)
-        elif word.startswith("--") and "." in word:
-            waiting = word
+def _taken_off(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The settings (--section.key=value, also written --section.key value) and the other words.
+
+    Done before argparse sees them: it takes an unknown option with a space in it, and the value that stands apart, for
+    a file name.
+    """
+    settings: list[str] = []
+    others: list[str] = []
+    waiting = deque(words)
+    while waiting:
+        word = waiting.popleft()
+        if word == "--":
+            others += [word, *waiting]
+            break
+        if not re.match(r"--\w+\.\w", word):
+            others.append(word)
+        elif "=" in word:
+            settings.append(word)
+        elif waiting and not waiting[0].startswith("--"):
+            settings.append(f"{word}={waiting.popleft()}")
         else:
+            others.append(word)  # its value is missing: ``_left_over`` tells it
+    return settings, others
+
+
+def _left_over(rest: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """What no option of the command is: a setting that does not exist; anything else ends the program."""
+    for word in rest:
+        if word.startswith("--") and "." in word and "=" not in word:
+            raise ValueError(f"{word}: has no value; write {word}=value")
+        if not (word.startswith("--") and "=" in word):
             parser.error(f"unknown argument {word!r}; settings are written --section.key=value")
-    if waiting:
-        raise ValueError(f"{waiting}: has no value; write {waiting}=value")
-    return overrides
+    return list(rest)
 
 
 def _set_environment() -> None:
@@ -209,13 +228,14 @@ def _sft(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _training_config(options: argparse.Namespace, overrides: list[str], *, supervised: bool) -> Config:
-    from megatron_apo.config_checks import check_files, check_purpose, notices, require
+    from megatron_apo.config_checks import check_files, check_formats, check_purpose, notices, require
     from megatron_apo.config_loading import load_config
 
     config = load_config(options.config, overrides)
     require(config, "model.path", "data.train")
     check_purpose(config, supervised=supervised)
     check_files(config)
+    check_formats(config)
     if not supervised and os.environ.get("RANK", "0") == "0":
         for notice in notices(config):
             print(f"warning: {notice}", file=sys.stderr)
@@ -255,17 +275,19 @@ def _stopping() -> Iterator[None]:
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
-    from megatron_apo.config_checks import check_files, check_length, require
+    from megatron_apo.config_checks import check_files, check_formats, check_length, require
     from megatron_apo.config_loading import load_config
 
     given = [(options.model, "model.path"), (options.data, "data.test")]
     if options.compare:
         _compare_evaluations(options, overrides)
         return
-    overrides = [*overrides, *(f"--{key}={value}" for value, key in given if value is not None)]
-    config = load_config(options.config, overrides)
+    settings = [*overrides, *(f"--{key}={value}" for value, key in given if value is not None)]
+    config = load_config(options.config, settings)
     require(config, "model.path", "data.test")
     check_files(config)
+    # The settings may have a format for the file that --data replaces.
+    check_formats(config, [load_config(options.config, overrides).data.test])
     check_length(config)
     from megatron_apo.platform.host import prepare
 
@@ -291,7 +313,7 @@ def _compare_evaluations(options: argparse.Namespace, overrides: list[str]) -> N
 
 
 def _doctor(options: argparse.Namespace, overrides: list[str]) -> None:
-    from megatron_apo.config_checks import require
+    from megatron_apo.config_checks import check_formats, require
     from megatron_apo.config_loading import load_config
     from megatron_apo.doctor.manifest import ManifestError, check
 
@@ -310,6 +332,7 @@ def _doctor(options: argparse.Namespace, overrides: list[str]) -> None:
     evaluation = options.evaluation if options.evaluation is not None else kept
     if not training and not evaluation:
         raise ValueError("doctor: no data; name the files, or give --config with data.train")
+    check_formats(config, [*training, *evaluation])
     from megatron_apo.platform.host import prepare
 
     prepare()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +209,21 @@ def check_files(config: Config) -> None:
     for key, path in (("data.image_root", config.data.image_root), ("rollout.replay", config.rollout.replay)):
         if path and not Path(path).is_dir():
             raise ValueError(f"{key}={path}: no such directory")
+
+
+def check_formats(config: Config, others: Sequence[str] = ()) -> None:
+    """ValueError for a key of ``data.formats`` that names no file of the settings, nor any of ``others``.
+
+    Such a file would be read in the format of the rest, and that be noticed late or never.
+    """
+    data = config.data
+    files = [*dict.fromkeys(file for file in (*data.train, data.validation, data.test, *others) if file)]
+    for name in data.formats:
+        if name not in files:
+            raise ValueError(
+                f"data.formats.{name}: names none of the data files, which are {', '.join(files) or 'none'}; write it "
+                f"as it is written there{wording.nearest(name, files)}"
+            )
 
 
 def check_purpose(config: Config, *, supervised: bool) -> None:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -143,7 +142,9 @@ def _apply(tree: _Tree, override: str) -> None:
 
 def _preset(name: str) -> Mapping[str, Any]:
     if name not in PRESETS:
-        raise ValueError(f"objective.name={name}: must be one of {', '.join(PRESETS)}{_nearest(name, list(PRESETS))}")
+        raise ValueError(
+            f"objective.name={name}: must be one of {', '.join(PRESETS)}{wording.nearest(name, list(PRESETS))}"
+        )
     return PRESETS[name]
 
 
@@ -263,9 +264,4 @@ def _unknown(key: str) -> str:
         return f"{key}: is a section; set one of its keys, such as {next(k for k in keys if k.startswith(f'{key}.'))}"
     elsewhere = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
     sections = sorted({known.rpartition(".")[0] for known in keys})
-    return f"{key}: unknown setting{_nearest(key, elsewhere or keys + sections)}"
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"{key}: unknown setting{wording.nearest(key, elsewhere or keys + sections)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from typing import Any
 
 _KINDS = {
@@ -25,3 +27,9 @@ def kind(value: Any, *, mapping: str = "an object", nothing: str = "null") -> st
     if value is None:
         return nothing
     return mapping if isinstance(value, dict) else _KINDS.get(type(value), type(value).__name__)
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """What to say behind an unknown word: "; did you mean …?", or nothing where none is like it."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
+    return f"; did you mean {close[0]}?" if close else ""

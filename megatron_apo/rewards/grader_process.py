@@ -24,6 +24,8 @@ START_SECONDS = 120.0  # to load the grader's libraries, also on a busy machine
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "HOME", "TMPDIR", "VIRTUAL_ENV")
 # Sets of text are walked in the same order in every process, so that each computes the same way.
 _HASH_SEED = "0"
+# One of these keys is in everything that ``worker`` writes.
+_REPLIES = {"ready", "failed", "outcome", "value", "error"}
 
 
 class RewardError(RuntimeError):
@@ -106,12 +108,15 @@ class GraderProcess:
                 self._unsent = b""
 
     def read_replies(self) -> list[dict[str, Any]]:
-        """The replies that are complete; EOFError when the process has ended. Call it when readable."""
+        """The replies that are complete; EOFError when the process has ended. Call it when readable.
+
+        ``{"unreadable": why}`` stands for a line that is no reply.
+        """
         chunk = os.read(self.fileno(), 65536)
         if not chunk:
             raise EOFError("the process ended")
         *lines, self._unread = (self._unread + chunk).split(b"\n")
-        return [json.loads(line) for line in lines]
+        return [_reply(line) for line in lines]
 
     def kill(self) -> None:
         """Ends it at once and reaps it; safe to call twice."""
@@ -121,3 +126,13 @@ class GraderProcess:
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
+
+
+def _reply(line: bytes) -> dict[str, Any]:
+    try:
+        reply = json.loads(line)
+    except ValueError:
+        reply = None
+    if not isinstance(reply, dict) or not _REPLIES & reply.keys():
+        return {"unreadable": f"the process wrote {line[:80].decode(errors='replace')!r}, which is no reply"}
+    return reply

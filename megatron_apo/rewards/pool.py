@@ -161,10 +161,15 @@ class Scorer:
             ):
                 if isinstance(part, str):  # one of the user's rewards failed
                     verdict, part = Verdict("grader_error", part), {}
+                score = self._score(rollout, verdict.outcome, part)
+                if not math.isfinite(score.total):
+                    why = f"the parts {score.parts} make the total {score.total}; lower the weights of rewards.user"
+                    verdict = Verdict("grader_error", why)
+                    score = self._score(rollout, verdict.outcome, {})
                 if verdict.outcome == "grader_error":
                     answer = "" if item is None else item.answer
                     errors.append(f"row {group.prompt.id!r}, answer {answer[:80]!r}: {verdict.detail}")
-                scores.append(self._score(rollout, verdict.outcome, part))
+                scores.append(score)
             scored.append(replace(group, scores=tuple(scores)))
         self.first_error = self.first_error or next(iter(errors), "")
         before = sum(not score.valid for group in earlier for score in group.scores)
@@ -228,7 +233,10 @@ class Scorer:
         parts = {name: reward(rollout.text, outcome) for name, reward in REWARDS.items()}
         weights = {**self._weights, **{reward.name: reward.weight for reward in self.user_rewards}}
         parts |= user_parts
-        total = math.fsum(weights[name] * part for name, part in parts.items())
+        try:
+            total = math.fsum(weights[name] * part for name, part in parts.items())
+        except (OverflowError, ValueError):  # the sum of finite ones is too large; infinities of both signs
+            total = math.nan
         if self._overlong is not None:
             parts["overlong"] = self._overlong.part(len(rollout.token_ids))
             total += self._overlong.weight * parts["overlong"]

@@ -32,10 +32,10 @@ class NotReadyError(RewardError):
 class ProcessPool:
     """Up to ``workers`` processes of ``command`` (see ``worker``) that answer requests.
 
-    A process that takes longer than ``timeout_seconds`` over one request, or dies over it, is replaced; that request's
-    reply is ``{"error": why}``, those behind it go to another. After the first such loss as many processes as workers
-    are kept ready in reserve: a model that hangs the grader again and again costs the time limits, not the restarts.
-    Safe to call from any thread, one at a time.
+    A process that takes longer than ``timeout_seconds`` over one request, dies over it or writes what is no reply is
+    replaced; that request's reply is ``{"error": why}``, those behind it go to another. After the first such loss as
+    many processes as workers are kept ready in reserve: a model that hangs the grader again and again costs the time
+    limits, not the restarts. Safe to call from any thread, one at a time.
     """
 
     def __init__(self, command: Sequence[str], workers: int, timeout_seconds: float):
@@ -133,6 +133,10 @@ class ProcessPool:
             self._lose(process, why, requests, queue, replies)
             return
         for reply in found:
+            if "unreadable" in reply:
+                self._drop(process)
+                self._lose(process, reply["unreadable"], requests, queue, replies)
+                return
             if process.ready:
                 replies[process.pending.popleft()] = reply
                 process.deadline = time.monotonic() + self._timeout_seconds

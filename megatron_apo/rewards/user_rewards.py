@@ -7,6 +7,7 @@ run is refused by the next process that would load it. Loaded in the reward proc
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import inspect
 import json
@@ -15,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
@@ -126,12 +128,29 @@ def _file_of(place: str, setting: str) -> Path:
             raise ValueError(f"{setting}: no file {place}; give its path from the directory where the run starts")
         return Path(place).resolve()
     try:
-        spec = importlib.util.find_spec(place)
+        spec = _spec_of(place)
     except (ImportError, ValueError) as error:
         raise ValueError(f"{setting}: no module {place} ({error})") from error
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         raise ValueError(f"{setting}: no module {place} on the path; set PYTHONPATH, or give its file's path")
     return Path(spec.origin)
+
+
+def _spec_of(place: str) -> ModuleSpec | None:
+    """Where a module is, without running anything of it or of the packages that it is in.
+
+    ``importlib.util.find_spec`` imports the packages; it is asked for the outermost name alone, which is in none.
+    """
+    outermost, *names = place.split(".")
+    if not all(name.isidentifier() for name in (outermost, *names)):
+        return None
+    spec = importlib.util.find_spec(outermost)
+    for name in names:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        # By its last name: a directory without __init__.py would look its parent up among the imported modules.
+        spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
+    return spec
 
 
 def _told(error: BaseException) -> str:
@@ -146,6 +165,9 @@ def _load(place: str, file: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ValueError(f"{file}: is no Python file")
     module = importlib.util.module_from_spec(spec)
+    package = "" if place.endswith(".py") else name.rpartition(".")[0]
+    if package:
+        importlib.import_module(package)  # as an import would; for what the module imports from beside it
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module

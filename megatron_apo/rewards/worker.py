@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import resource
 import signal
 import sys
@@ -73,16 +74,31 @@ def forbid_running_text() -> None:
     sys.addaudithook(refuse)
 
 
-def serve(handle: _Handler, replies: TextIO, alarm_seconds: int) -> None:
+def serve(handle: _Handler, requests: TextIO, replies: TextIO, alarm_seconds: int) -> None:
     """Answers line by line until the end of the input."""
     print(json.dumps({"ready": True}), file=replies, flush=True)
-    for line in sys.stdin:
+    for line in requests:
         request = json.loads(line)
         # The default action of SIGALRM ends the process even inside C code, should the parent be gone.
         signal.alarm(alarm_seconds)
         reply = handle(request)
         signal.alarm(0)
         print(json.dumps(reply), file=replies, flush=True)
+
+
+def keep_pipes() -> tuple[TextIO, TextIO]:
+    """Requests and replies on descriptors of their own; standard input is empty from here on, output goes to errors.
+
+    Whatever a library or a reward prints, or a program that it starts reads or writes, must not get among them. The
+    new descriptors are inherited by none (``os.dup``).
+    """
+    requests = os.fdopen(os.dup(0), encoding="utf-8")
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return requests, replies
 
 
 def main() -> None:
@@ -98,15 +114,14 @@ def main() -> None:
     # math-verify warns of every formula it cannot read; model output is full of them.
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
-    # Whatever a library or a reward prints must not get among the replies.
-    replies, sys.stdout = sys.stdout, sys.stderr
+    requests, replies = keep_pipes()
     try:
         handle = user_rewards(arguments.reward) if arguments.reward else grading()
     except Exception as error:
         said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error!s:.300}"
         print(json.dumps({"failed": said}), file=replies, flush=True)
         raise
-    serve(handle, replies, arguments.alarm_seconds)
+    serve(handle, requests, replies, arguments.alarm_seconds)
 
 
 if __name__ == "__main__":

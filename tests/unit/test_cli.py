@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -99,6 +100,7 @@ RUN = ["--config", "CONFIG", "--model.path=CONFIG", "--data.train=CONFIG"]
         (["train", "--config", "CONFIG", "--sampling.group_size", "1"], "error: sampling.group_size=1"),
         (["sft", "--config", "CONFIG", "--model.path=x"], "error: data.train: is required"),
         (["train", "--config", "CONFIG", "--run.steps"], "error: --run.steps: has no value"),
+        (["train", "--run.steps", "--config", "CONFIG"], "error: --run.steps: has no value"),
         (["evaluate", "--model", "x"], "error: data.test: is required"),
         (["train", *RUN, "--objective.name=sft"], "error: objective.name=sft: is for demonstrations"),
         (["sft", *RUN, "--objective.name=dr_grpo"], "error: objective.reduction=constant: must be another with sft"),
@@ -111,6 +113,42 @@ def test_refusals(words: list[str], message: str, tmp_path: Path, capsys: pytest
     config.write_text("run:\n  steps: 3\n")
     assert main([word.replace("CONFIG", str(config)) for word in words]) == 2
     assert capsys.readouterr().err.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("words", "overrides", "options"),
+    [
+        (
+            ["doctor", "own.jsonl", "--data.instruction=Think first."],
+            ["--data.instruction=Think first."],
+            {"data": ["own.jsonl"], "evaluation": None},
+        ),
+        (
+            ["doctor", "--evaluation", "x", "--data.formats={x: mmk12}", "y"],
+            ["--data.formats={x: mmk12}"],
+            {"data": [], "evaluation": ["x", "y"]},
+        ),
+        (["doctor", "--data.image_root", "/root", "own.jsonl"], ["--data.image_root=/root"], {"data": ["own.jsonl"]}),
+        (
+            ["evaluate", "--compare", "a", "b", "--data.instruction", "Think first."],
+            ["--data.instruction=Think first."],
+            {"compare": ["a", "b"]},
+        ),
+        (["--run.name=a b", "train", "--config", "c", "--resume"], ["--run.name=a b"], {"config": "c", "resume": True}),
+        (["report", "run", "--run.steps=-1", "--stps=3"], ["--run.steps=-1", "--stps=3"], {"directory": "run"}),
+        (["doctor", "--run.steps=1", "--", "--odd.jsonl=x"], ["--run.steps=1"], {"data": ["--odd.jsonl=x"]}),
+    ],
+)
+def test_a_setting_is_none_of_the_files(
+    words: list[str], overrides: list[str], options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[tuple[argparse.Namespace, list[str]]] = []
+    commands = {name: lambda options, overrides: got.append((options, overrides)) for name in cli._COMMANDS}
+    monkeypatch.setattr(cli, "_COMMANDS", commands)
+    assert main(words) == 0
+    ((found, settings),) = got
+    assert settings == overrides
+    assert {name: getattr(found, name) for name in options} == options
 
 
 @pytest.mark.parametrize("which", CONTRADICTIONS)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron_apo.cli import main
 from megatron_apo.config_checks import (
     check_evaluation,
     check_files,
+    check_formats,
     check_length,
     check_purpose,
     notices,
@@ -52,6 +54,42 @@ def test_prompt_and_response_must_fit_the_model(text: str, tmp_path: Path) -> No
         (tmp_path / "config.json").write_bytes(content)
         with pytest.raises(ValueError, match=rf"config\.json:? {message}"):
             check_length(load_config(None, base))
+
+
+def test_a_format_of_no_file_is_refused() -> None:
+    files = ["--data.train=[a/one.jsonl, a/two.jsonl]", "--data.test=a/held_out.jsonl"]
+    config = load_config(None, [*files, "--data.formats={a/two.jsonl: mmk12, a/held_out.jsonl: ''}"])
+    check_formats(config)
+    config = load_config(None, [*files, "--data.formats={a/two.jsonl: mmk12, held_out.jsonl: mmk12}"])
+    message = (
+        r"^data\.formats\.held_out\.jsonl: names none of the data files, which are a/one\.jsonl, a/two\.jsonl, "
+        r"a/held_out\.jsonl; .*did you mean a/held_out\.jsonl\?$"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_formats(config)
+    check_formats(config, ["held_out.jsonl"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--config", "FILE", "--data.train=FILE"],
+        ["sft", "--config", "FILE", "--data.train=FILE"],
+        ["evaluate", "--data", "FILE"],
+        ["doctor", "FILE"],
+    ],
+)
+def test_every_command_that_reads_data_refuses_a_format_of_no_file(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "empty.yaml"
+    file.write_text("")
+    (tmp_path / "config.json").write_text("{}")
+    words = [word.replace("FILE", str(file)) for word in words]
+    assert main([*words, f"--model.path={tmp_path}", "--data.formats={rows: mmk12}"]) == 2
+    assert capsys.readouterr().err.startswith(
+        f"error: data.formats.rows: names none of the data files, which are {file}"
+    )
 
 
 def test_rewards_that_never_differ_are_refused_in_training_with_rewards() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -77,6 +78,65 @@ def test_what_fails_is_an_error_never_paid_and_never_nothing(file: Path) -> None
     assert scores[0].parts["fails"] == 1.0
 
 
+LOUD = """
+import os, subprocess
+os.write(1, b"loading\\n")
+subprocess.run(["echo", "loading"])
+
+def echoes(response):
+    subprocess.run(["echo", "a line among the replies?"])
+    subprocess.run(["cat"], check=True)  # takes no requests: its input is empty
+    return 0.5
+
+def garbles(response):
+    for descriptor in range(3, 16):
+        try:
+            os.write(descriptor, b"no reply\\n")
+        except OSError:
+            pass  # closed, or the end that is read
+    return 0.25
+"""
+
+
+def test_what_is_printed_past_python_gets_not_among_the_replies(tmp_path: Path) -> None:
+    path = tmp_path / "loud.py"
+    path.write_text(LOUD)
+    check_user_rewards(RewardConfig(user={f"{path}:echoes": 1.0}))
+    scores = score(path, {"echoes": 1.0}, *["13"] * 3).scores
+    assert [(one.outcome, one.parts["echoes"]) for one in scores] == [("correct", 0.5)] * 3
+
+
+def test_a_reply_that_cannot_be_read_is_an_error_of_its_reward(tmp_path: Path) -> None:
+    path = tmp_path / "loud.py"
+    path.write_text(LOUD)
+    assert [one.outcome for one in score(path, {"garbles": 1.0}, "13", "12").scores] == ["grader_error"] * 2
+    with pytest.raises(RewardError, match=r"loud\.py:garbles: the process wrote 'no reply', which is no reply"):
+        score(path, {"garbles": 1.0}, "13", max_error_rate=0.0)
+    path.write_text(LOUD + "\ngarbles('')\n")
+    with pytest.raises(ValueError, match=r"loud\.py:garbles: cannot be loaded; the process wrote 'no reply'"):
+        check_user_rewards(RewardConfig(user={f"{path}:garbles": 1.0}))
+
+
+HUGE = """
+def huge(response):
+    return 1.7e308 if "13" in response else -1.7e308
+
+def small(response):
+    return -1.7e308
+"""
+
+
+def test_a_total_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "huge.py"
+    path.write_text(HUGE)
+    for weights in ({"huge": 10.0}, {"huge": 10.0, "small": 10.0}, {"huge": 1.0, "small": -1.0}):
+        (one,) = score(path, weights, "13").scores
+        assert (one.outcome, one.valid, one.total) == ("grader_error", False, 0.5)
+    with pytest.raises(RewardError, match=r"'huge': 1\.7e\+308.* total inf.*rewards\.user"):
+        score(path, {"huge": 10.0}, "13", max_error_rate=0.0)
+    assert score(path, {"huge": 1e-308}, "13").scores[0].outcome == "correct"
+
+
 def test_too_many_failures_stop_the_run_and_say_why(file: Path) -> None:
     with pytest.raises(RewardError, match=r"1 of 2 responses .*my_rewards.py:fails: .*ZeroDivisionError"):
         score(file, {"fails": 1.0}, "13", "raise", max_error_rate=0.4)
@@ -108,6 +168,30 @@ def test_a_module_on_the_path_is_found_without_being_loaded(file: Path, monkeypa
     (file.parent / "broken_rewards.py").write_text("raise SystemExit('loaded')\n")
     rewards = find_user_rewards({"my_rewards:brevity": 1.0, "broken_rewards:other": 1.0}, taken=())
     assert [Path(reward.file).name for reward in rewards] == ["my_rewards.py", "broken_rewards.py"]
+
+
+def test_a_module_in_packages_is_found_and_they_are_not_loaded_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tmp_path / "own_package" / "inner"
+    inner.mkdir(parents=True)
+    loaded = tmp_path / "loaded"
+    note = f"import os\nopen({str(loaded)!r}, 'a').write(f'{{os.getpid()}} ')\nBONUS = 0.5\n"
+    (tmp_path / "own_package" / "__init__.py").write_text(note)
+    (inner / "own.py").write_text("from own_package import BONUS\ndef f(response):\n    return BONUS\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (reward,) = find_user_rewards({"own_package.inner.own:f": 1.0}, taken=())  # inner: a directory alone
+    assert Path(reward.file) == inner / "own.py" and not loaded.exists()
+    config = RewardConfig(user={"own_package.inner.own:f": 1.0})
+    check_user_rewards(config)
+    with Scorer(config) as scorer:
+        assert scorer.score([group("13", response("13"))])[0].scores[0].parts["f"] == 0.5
+    assert loaded.exists() and str(os.getpid()) not in loaded.read_text().split()
+    assert not any(name.startswith("own_package") for name in sys.modules)
+    for place in ("own_package.gone", "own_package.inner.own.f", "own_package.inner", "own_package..own"):
+        with pytest.raises(ValueError, match=rf"no module {place} on the path"):
+            find_user_rewards({f"{place}:f": 1.0}, taken=())
 
 
 @pytest.mark.parametrize(
