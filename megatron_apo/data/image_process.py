@@ -9,17 +9,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import TextIO
 
 # The files are anybody's: the process that decodes them gets no credentials that may stand in the environment.
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV")
-
-
-# One picture is much like the next: memory that is given back to the system after each has to be cleared anew.
-_KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHOLD_": str(2**28)}
+# Memory that is given back to the system after one picture has to be cleared anew for the next.
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHOLD_": str(2**28)}
 _CHUNK = 65536
 _TAIL = 2000  # bytes
 _END_SECONDS = 10.0
@@ -51,13 +50,20 @@ class ImageProcess:
     """``python -m module arguments``; nothing of the parent (torch, a process group, its threads) is inherited.
 
     It is to begin with ``open_replies`` and to end when its input does, so none outlives the parent. Wait until it is
-    up before asking, and ``end`` it, whatever it has answered. The file descriptors ``pass_fds`` are open in it.
+    up before asking, and ``end`` it, whatever it has answered. The file descriptors ``pass_fds`` are open in it,
+    and ``environment`` is added to the little that it inherits.
     """
 
-    def __init__(self, module: str, *arguments: str, pass_fds: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        module: str,
+        *arguments: str,
+        pass_fds: Sequence[int] = (),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         package_root = str(Path(__file__).resolve().parents[2])
-        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
+        inherited = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        inherited["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
         self._command = ["-m", module, *arguments]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
         self._process = subprocess.Popen(
@@ -66,7 +72,7 @@ class ImageProcess:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             pass_fds=pass_fds,
-            env=environment | _KEEP_MEMORY,
+            env={**inherited, **environment},
             start_new_session=True,  # Ctrl-C is the parent's affair
         )
         self._read = b""

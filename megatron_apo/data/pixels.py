@@ -15,7 +15,7 @@ import torch
 
 from megatron_apo.data.costs import image_key
 from megatron_apo.data.examiners import START_SECONDS
-from megatron_apo.data.image_process import ImageProcess, ImageProcessError, ProcessEnded
+from megatron_apo.data.image_process import KEEP_MEMORY, ImageProcess, ImageProcessError, ProcessEnded
 from megatron_apo.data.images import load_image
 from megatron_apo.data.patches import CHANNELS, PatchFormat, cut_patches, normalise
 from megatron_apo.data.shared_bytes import SharedBytes
@@ -205,6 +205,9 @@ class PixelSource:
         cut: _Cut = f"image {image.path}: cutting it into patches failed"
         try:
             cut = self._cut_by_process(place, image)
+        except (ImageProcessError, OSError) as error:
+            cut = f"{cut}: {error}"
+            raise
         finally:  # whatever happens, nobody waits for it
             with self._changed:
                 self._under_way.discard(key)
@@ -245,7 +248,8 @@ class PixelSource:
     def _start(self, place: int, *, again: bool) -> ImageProcess:
         sizes = (f"--patch-size={self._format.patch_size}", f"--merge-size={self._format.merge_size}")
         shared = self._shared[place].descriptor
-        process = ImageProcess("megatron_apo.data.patch_worker", f"--shared={shared}", *sizes, pass_fds=(shared,))
+        words = ("megatron_apo.data.patch_worker", f"--shared={shared}", *sizes)
+        process = ImageProcess(*words, pass_fds=(shared,), environment=KEEP_MEMORY)
         with self._changed:
             self._processes[place] = process
             if self._closed:

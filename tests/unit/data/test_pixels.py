@@ -57,6 +57,14 @@ def cut_ahead(source: PixelSource, count: int) -> None:
     until(lambda: len(source._ahead) == count)
 
 
+def replace_worker(monkeypatch: pytest.MonkeyPatch, script: Path) -> None:
+    """Processes run ``script`` instead."""
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        image_process.subprocess, "Popen", lambda command, **named: start([command[0], str(script)], **named)
+    )
+
+
 @pytest.fixture
 def cut_here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths that this process opened."""
@@ -186,10 +194,7 @@ def test_processes_that_end_or_hang_over_a_picture(
         "import os, sys, time\nprint(flush=True)\nfor line in sys.stdin:\n"
         f"    open({str(asked)!r}, 'a').write('.')\n    {answer}\n"
     )
-    start = subprocess.Popen
-    monkeypatch.setattr(
-        image_process.subprocess, "Popen", lambda command, **named: start([command[0], str(worker)], **named)
-    )
+    replace_worker(monkeypatch, worker)
     monkeypatch.setattr(pixels, "SECONDS", 3.0)
     with builder.pixel_source(workers=1) as source:
         source.ahead(images[:1])
@@ -204,10 +209,7 @@ def test_closing_ends_what_is_under_way(
 ) -> None:
     worker = tmp_path / "worker.py"
     worker.write_text("import sys, time\nprint(flush=True)\nfor line in sys.stdin:\n    time.sleep(60)\n")
-    start = subprocess.Popen
-    monkeypatch.setattr(
-        image_process.subprocess, "Popen", lambda command, **named: start([command[0], str(worker)], **named)
-    )
+    replace_worker(monkeypatch, worker)
     source = builder.pixel_source(workers=2)
     source.ahead(images)
     until(lambda: len(source._under_way) == 2)
@@ -235,10 +237,7 @@ def test_nobody_waits_for_a_process_that_is_not_up(
     """Its libraries take seconds to load; until it says that it is up, the caller cuts."""
     worker = tmp_path / "worker.py"
     worker.write_text("import time\ntime.sleep(60)\n")
-    start = subprocess.Popen
-    monkeypatch.setattr(
-        image_process.subprocess, "Popen", lambda command, **named: start([command[0], str(worker)], **named)
-    )
+    replace_worker(monkeypatch, worker)
     with builder.pixel_source(workers=1) as source:
         source.ahead(images)
         begun = time.monotonic()
